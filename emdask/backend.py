@@ -1,0 +1,163 @@
+"""Devices and array libraries; besides ``*_cuda.py`` the one place that knows CuPy."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Collection
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from emdask.checks import check_choice, sentence
+from emdask.config import setting
+from emdask.errors import DeviceError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def array_namespace(array: Any) -> ModuleType:
+    """Return the library that ``array`` belongs to: ``numpy`` or ``cupy``.
+
+    Examples
+    --------
+    >>> array_namespace(np.zeros(3)).__name__
+    'numpy'
+    """
+    if type(array).__module__.partition(".")[0] == "cupy":
+        import cupy
+
+        return cupy  # type: ignore[no-any-return]
+    return np
+
+
+@functools.cache
+def why_no_cuda() -> str | None:
+    """Say why CUDA cannot be used in this process; None where it can.
+
+    Examples
+    --------
+    >>> why_no_cuda() is None or "cuda" in why_no_cuda().lower()
+    True
+    """
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed; pip install 'emdask[cuda13]' brings it for CUDA 13"
+    import cupy
+
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return f"the CUDA runtime answers: {error}"
+    return None if found else "the CUDA runtime finds no card"
+
+
+def check_device(device: str | None, method: str, supported: Collection[str]) -> str:
+    """Check what the user named, before any graph is built.
+
+    Parameters
+    ----------
+    device
+        "auto", "cpu", "cuda", or None for the setting ``emdask.device``.
+    method
+        Name of the method, for the message.
+    supported
+        Devices that the method has code for.
+
+    Returns
+    -------
+    str
+        "auto", "cpu" or "cuda".
+
+    Raises
+    ------
+    ParameterError
+        If ``device`` is not one of the three words.
+    DeviceError
+        If the method has no code for the device that was named.
+
+    Examples
+    --------
+    >>> check_device(None, "bm3d", {"cpu"})
+    'auto'
+    """
+    device = setting("device") if device is None else device
+    check_choice(method, "device", device, DEVICES)
+    if device != "auto" and device not in supported:
+        raise DeviceError(
+            sentence(
+                method, f"runs on {' and '.join(sorted(supported))}", device, 'Use device="auto".'
+            )
+        )
+    return device
+
+
+def resolve_device(device: str, supported: Collection[str]) -> str:
+    """Choose where a block runs; called on the worker that runs it.
+
+    Parameters
+    ----------
+    device
+        "auto", "cpu" or "cuda"; a device that is named never falls back.
+    supported
+        Devices that the method has code for.
+
+    Returns
+    -------
+    str
+        "cpu" or "cuda".
+
+    Raises
+    ------
+    DeviceError
+        If "cuda" was named and cannot be used here.
+
+    Examples
+    --------
+    >>> resolve_device("auto", {"cpu"})
+    'cpu'
+    """
+    if device == "auto":
+        return "cuda" if "cuda" in supported and why_no_cuda() is None else "cpu"
+    if device == "cuda" and (reason := why_no_cuda()) is not None:
+        raise DeviceError(
+            sentence("device", 'device="cuda" needs an NVIDIA card', remedy=f"Here {reason}.")
+        )
+    return device
+
+
+def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str) -> Any:
+    """Move one block to the device, run ``function`` on it, and move the result back.
+
+    A block that is on the card already stays there.
+
+    Parameters
+    ----------
+    function
+        Takes an array of the device's library, returns one.
+    images : array, shape (n, h, w)
+        NumPy or CuPy.
+    *args
+        Passed on to ``function``.
+    device
+        "cpu" or "cuda".
+
+    Returns
+    -------
+    array
+        Of the same library as ``images``.
+
+    Examples
+    --------
+    >>> on_device(np.negative, np.ones(2), device="cpu")
+    array([-1., -1.])
+    """
+    arrived_on_card = array_namespace(images) is not np
+    if device == "cpu":
+        if not arrived_on_card:
+            return function(images, *args)
+        return array_namespace(images).asarray(function(images.get(), *args))
+    import cupy
+
+    result = function(cupy.asarray(images), *args)
+    return result if arrived_on_card else cupy.asnumpy(result)

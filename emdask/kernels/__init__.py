@@ -1,0 +1,1 @@
+"""Kernels: plain arrays in, plain arrays out."""

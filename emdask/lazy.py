@@ -1,0 +1,384 @@
+"""Laziness lives here: the only file that calls ``map_blocks``, ``map_overlap`` and ``delayed``.
+
+Building a graph never reads a pixel, and each function below takes plain block functions that live at module
+level, so that a graph is small to send. Pixels flow ``read_images -> map_images -> write_images`` a chunk at a
+time; the scheduler frees a chunk as soon as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.base import get_scheduler, tokenize
+from dask.callbacks import Callback
+from dask.delayed import Delayed, delayed
+
+from emdask.backend import array_namespace, on_device, resolve_device
+from emdask.checks import sentence
+from emdask.errors import StackError
+from emdask.method import Method
+
+Images = npt.NDArray[Any]
+COMBINE_AT_ONCE = 8
+WRITES_AT_ONCE = 20_000
+
+
+def read_images(
+    read: Callable[[Any, int, int], Images],
+    source: Any,
+    *,
+    shape: tuple[int, int, int],
+    dtype: npt.DTypeLike,
+    chunk: int,
+    name: str,
+) -> da.Array:
+    """Make a lazy array whose blocks read themselves.
+
+    Parameters
+    ----------
+    read
+        Module-level function ``(source, start, stop) -> images start..stop``, shape (stop - start, h, w).
+    source
+        Small picklable record: paths, offsets; travels to every block.
+    shape
+        (n, h, w).
+    dtype
+        Type of the pixels that ``read`` returns.
+    chunk
+        Images a block.
+    name
+        Readable name of the tasks, as "read-mrc".
+
+    Returns
+    -------
+    dask.array.Array, shape (n, h, w)
+
+    Examples
+    --------
+    >>> def ramp(source, start, stop):
+    ...     return np.arange(start, stop, dtype="f4")[:, None, None] * np.ones((1, 2, 2), "f4")
+    >>> read_images(ramp, None, shape=(5, 2, 2), dtype="f4", chunk=2, name="ramp")[3, 0, 0].compute()
+    np.float32(3.0)
+    """
+    n_images, height, width = shape
+    sizes = _chunk_sizes(n_images, chunk)
+    return da.map_blocks(
+        _read_block,
+        chunks=(sizes, (height,), (width,)),
+        dtype=np.dtype(dtype),
+        meta=np.empty((0, 0, 0), dtype),
+        name=f"{name}-{tokenize(read, source, shape, dtype, chunk)}",
+        read=read,
+        source=source,
+        chunk=chunk,
+        n_images=n_images,
+    )
+
+
+def _read_block(
+    *,
+    read: Callable[..., Images],
+    source: Any,
+    chunk: int,
+    n_images: int,
+    block_id: tuple[int, ...],
+) -> Images:
+    start = block_id[0] * chunk
+    return read(source, start, min(start + chunk, n_images))
+
+
+def _chunk_sizes(n_images: int, chunk: int) -> tuple[int, ...]:
+    full, rest = divmod(n_images, chunk)
+    return (chunk,) * full + ((rest,) if rest else ())
+
+
+def map_images(
+    images: da.Array,
+    method: Method,
+    params: Any,
+    *,
+    name: str,
+    device: str,
+    model: Any = None,
+    bad_pixels: str = "raise",
+) -> da.Array:
+    """Apply a method to every block of whole images.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    method, params
+        The record and its parameters.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda"; resolved on the worker.
+    model
+        What the method learnt, or a Delayed of it; None where it needs none.
+    bad_pixels
+        "raise" names the first image with NaN or infinite pixels; "replace" puts the mean of the image's
+        finite pixels there.
+
+    Returns
+    -------
+    dask.array.Array, shape (n, h, w), float32
+    """
+    meta = images._meta.astype(np.float32)
+    token = tokenize(images.name, method, params, device, model, bad_pixels)
+    extra = {} if model is None else {"model": model}
+    return da.map_blocks(
+        _apply_block,
+        images,
+        dtype=np.float32,
+        meta=meta,
+        name=f"{name}-{token}",
+        method=method,
+        params=params,
+        device=device,
+        bad_pixels=bad_pixels,
+        starts=_starts(images),
+        **extra,
+    )
+
+
+def _apply_block(
+    images: Images,
+    *,
+    method: Method,
+    params: Any,
+    device: str,
+    bad_pixels: str,
+    starts: npt.NDArray[np.int64],
+    block_id: tuple[int, ...],
+    model: Any = None,
+) -> Images:
+    images = _clean(images, int(starts[block_id[0]]), bad_pixels)
+    where = resolve_device(device, method.apply)
+    arguments = (params,) if method.learn is None else (params, model)
+    return on_device(method.apply[where], images, *arguments, device=where)  # type: ignore[no-any-return]
+
+
+def _starts(images: da.Array) -> npt.NDArray[np.int64]:
+    """Return the position of each chunk's first image."""
+    return np.cumsum([0, *images.chunks[0][:-1]])
+
+
+def _clean(images: Images, first: int, bad_pixels: str) -> Images:
+    """Refuse or replace NaN and infinite pixels; images whose pixels are integers pass."""
+    if images.dtype.kind != "f":
+        return images
+    xp = array_namespace(images)
+    # A sum is finite if and only if every term is, but for overflow: one pass and no mask in the usual case.
+    sums = images.sum(axis=(1, 2), dtype=np.float64)
+    if bool(xp.isfinite(sums).all()):
+        return images
+    finite = xp.isfinite(images)
+    bad = [int(i) for i in xp.flatnonzero(~finite.all(axis=(1, 2)))]
+    if bad and bad_pixels == "raise":
+        count = int((~finite[bad[0]]).sum())
+        rule = f"image {first + bad[0]} has {count} NaN or infinite pixels"
+        remedy = 'Leave the image out, or pass bad_pixels="replace" (--bad-pixels replace).'
+        raise StackError(sentence("stack", rule, remedy=remedy))
+    counts = xp.maximum(finite.sum(axis=(1, 2)), 1)
+    means = xp.where(finite, images, 0).sum(axis=(1, 2), dtype=np.float64) / counts
+    return xp.where(finite, images, means[:, None, None]).astype(images.dtype)  # type: ignore[no-any-return]
+
+
+def map_tiles(
+    images: da.Array, method: Method, params: Any, *, tile_px: int, name: str, device: str
+) -> da.Array:
+    """Apply a method to overlapping tiles of images too large for one block.
+
+    The tiles overlap by the method's halo and the margins are trimmed, so the result is that of whole images
+    where the method is local. Each tile is a task of its own: for images of many thousand pixels only.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Images.
+    method, params
+        The record, whose ``halo`` must be given, and its parameters.
+    tile_px
+        Edge of a tile without its margins; at least the halo.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda".
+
+    Returns
+    -------
+    dask.array.Array, shape (n, h, w), float32
+        In chunks of one image and one tile.
+
+    Raises
+    ------
+    StackError
+        If the method has no halo: its answer depends on the whole image.
+    """
+    if method.halo is None:
+        raise StackError(sentence(name, "needs whole images and cannot work on tiles"))
+    halo = method.halo(params)
+    tiles = images.rechunk({0: 1, 1: max(tile_px, halo), 2: max(tile_px, halo)})
+    return da.map_overlap(
+        _apply_tile,
+        tiles,
+        depth={0: 0, 1: halo, 2: halo},
+        boundary="none",
+        dtype=np.float32,
+        meta=images._meta.astype(np.float32),
+        name=f"{name}-{tokenize(images.name, method, params, tile_px, device)}",
+        method=method,
+        params=params,
+        device=device,
+    )
+
+
+def _apply_tile(images: Images, *, method: Method, params: Any, device: str) -> Images:
+    where = resolve_device(device, method.apply)
+    return on_device(method.apply[where], images, params, device=where)  # type: ignore[no-any-return]
+
+
+def learn_model(
+    images: da.Array, image_ids: Images, method: Method, params: Any, *, name: str
+) -> Delayed:
+    """Learn a method's model in one pass: sums of each chunk, combined as a tree, finalized.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    image_ids : int64 array, shape (n,)
+        Number of each image; random choices follow it.
+    method, params
+        The record, whose ``learn`` must be given, and its parameters.
+    name
+        Readable name of the tasks.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        The model.
+    """
+    learn = method.learn
+    if learn is None:
+        raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
+    ends = np.cumsum(images.chunks[0])
+    blocks = images.to_delayed().ravel()
+    token = tokenize(images.name, image_ids, method, params)
+    sums = [
+        delayed(learn.chunk)(
+            block, image_ids[end - size : end], params, dask_key_name=f"{name}-sums-{token}-{i}"
+        )
+        for i, (block, end, size) in enumerate(zip(blocks, ends, images.chunks[0], strict=True))
+    ]
+    level = 0
+    while len(sums) > 1:
+        sums = [
+            delayed(_combine)(
+                learn.combine,
+                sums[i : i + COMBINE_AT_ONCE],
+                dask_key_name=f"{name}-combine-{token}-{level}-{i}",
+            )
+            for i in range(0, len(sums), COMBINE_AT_ONCE)
+        ]
+        level += 1
+    return delayed(learn.finalize)(sums[0], params, dask_key_name=f"{name}-model-{token}")
+
+
+def _combine(combine: Callable[[Any, Any], Any], sums: list[Any]) -> Any:
+    total = sums[0]
+    for more in sums[1:]:
+        total = combine(total, more)
+    return total
+
+
+def write_images(
+    images: da.Array,
+    write: Callable[[Any, Images, int], None],
+    target: Any,
+    *,
+    name: str,
+    done: Collection[int] = (),
+    on_progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Compute the chunks and hand each one to a writer, on the active Dask client or on local threads.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    write
+        Module-level function ``(target, images, start)``: writes images ``start ..`` where they belong.
+    target
+        Small picklable record of the target.
+    name
+        Readable name of the tasks, as "write-zarr".
+    done
+        Positions of the chunks that are written already and are not computed.
+    on_progress
+        Called with (images written, images in all) as chunks finish.
+    """
+    starts = _starts(images)
+    sizes = images.chunks[0]
+    todo = [i for i in range(len(starts)) if i not in done]
+    written = images.shape[0] - sum(sizes[i] for i in todo)
+    blocks = images.to_delayed().ravel()
+    prefix = f"{name}-{tokenize(images.name, target)}"
+
+    def count(key: str) -> None:
+        nonlocal written
+        written += sizes[int(key.rpartition("-")[2])]
+        if on_progress is not None:
+            on_progress(written, images.shape[0])
+
+    for first in range(0, len(todo), WRITES_AT_ONCE):
+        chosen = todo[first : first + WRITES_AT_ONCE]
+        tasks = [
+            delayed(_write_block)(
+                blocks[i], write, target, int(starts[i]), dask_key_name=f"{prefix}-{i}"
+            )
+            for i in chosen
+        ]
+        _run(tasks, prefix, count)
+
+
+def _write_block(images: Images, write: Callable[..., None], target: Any, start: int) -> None:
+    write(target, images, start)
+
+
+def _run(tasks: list[Delayed], prefix: str, count: Callable[[str], None]) -> None:
+    """Compute the tasks on the active client or local threads; ``count`` each that ends."""
+    client = getattr(get_scheduler(), "__self__", None)
+    if client is None:
+        with _Counter(prefix, count):
+            dask.compute(*tasks)
+        return
+    from distributed import as_completed
+
+    futures = client.compute(tasks)
+    try:
+        for future in as_completed(futures):
+            future.result()
+            count(future.key)
+            future.release()
+    finally:
+        client.cancel(futures)
+
+
+class _Counter(Callback):  # type: ignore[misc]
+    """Counts finished writes of Dask's local schedulers."""
+
+    def __init__(self, prefix: str, count: Callable[[str], None]) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.count = count
+
+    def _posttask(self, key: Any, *_: Any) -> None:
+        if isinstance(key, str) and key.startswith(self.prefix):
+            self.count(key)

@@ -1,0 +1,202 @@
+"""What a method is: a frozen record in a file of its own.
+
+``emdask/denoisers/bm3d.py`` holds ``METHOD = Method(...)`` and by that ``denoise(stack, method="bm3d")`` works.
+Another package adds a method through an entry point of the group ``emdask.denoisers``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from emdask.checks import require, sentence, suggest
+from emdask.errors import UnknownMethodError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learn:
+    """How a method learns from a stack in one pass of sums.
+
+    Parameters
+    ----------
+    chunk
+        ``(images, image_ids, params) -> sums``; a block of images to additive sums.
+    combine
+        ``(sums, sums) -> sums``; associative.
+    finalize
+        ``(sums, params) -> model``.
+    """
+
+    chunk: Callable[..., Any]
+    combine: Callable[[Any, Any], Any]
+    finalize: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One method of a family.
+
+    Parameters
+    ----------
+    params
+        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter` fields.
+    apply
+        Device to ``(images, params[, model]) -> images``, plain arrays in and out.
+    learn
+        How its model is learnt; None where it needs none.
+    halo
+        ``params -> px``: how far a pixel of the result reaches into the image, for tiles; None where the
+        method needs whole images.
+    """
+
+    params: type
+    apply: Mapping[str, Callable[..., Any]]
+    learn: Learn | None = None
+    halo: Callable[[Any], int] | None = None
+
+
+def parameter(default: Any, meaning: str, unit: str = "") -> Any:
+    """Declare one field of a parameter record.
+
+    Parameters
+    ----------
+    default
+        Its default value.
+    meaning
+        One line, shown by ``emdask methods`` and as the help of the CLI's option.
+    unit
+        Unit of a number.
+
+    Returns
+    -------
+    dataclasses.Field
+        To be assigned in a dataclass body.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Blur:
+    ...     width_px: float = parameter(2.0, "standard deviation of the kernel", "px")
+    >>> dataclasses.fields(Blur)[0].metadata["unit"]
+    'px'
+    """
+    return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit})
+
+
+@cache
+def list_methods(family: str) -> tuple[str, ...]:
+    """Return the names of the methods of a family; imports none of them.
+
+    Parameters
+    ----------
+    family
+        Package of the family, as "emdask.denoisers"; also the entry point group.
+
+    Returns
+    -------
+    tuple of str
+        Sorted names.
+
+    Examples
+    --------
+    >>> "bm3d" in list_methods("emdask.denoisers")
+    True
+    """
+    package = importlib.import_module(family)
+    files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
+    return tuple(sorted(files | {point.name for point in entry_points(group=family)}))
+
+
+def find_method(family: str, name: str) -> Method:
+    """Load the method of that name.
+
+    Raises
+    ------
+    UnknownMethodError
+        If there is none, naming those there are.
+
+    Examples
+    --------
+    >>> find_method("emdask.denoisers", "bm3d").params.__name__
+    'BM3D'
+    """
+    if name not in list_methods(family):
+        what = family.rpartition(".")[2]
+        remedy = suggest(name, list_methods(family))
+        raise UnknownMethodError(sentence(what, "no method of this name", name, remedy))
+    for point in entry_points(group=family, name=name):
+        return point.load()  # type: ignore[no-any-return]
+    return importlib.import_module(f"{family}.{name}").METHOD  # type: ignore[no-any-return]
+
+
+def resolve_method(
+    family: str, method: str | Any, options: Mapping[str, Any]
+) -> tuple[str, Method, Any]:
+    """Turn what the user gave into name, record and parameters.
+
+    Parameters
+    ----------
+    family
+        Package of the family.
+    method
+        A method's name, or an instance of its parameter record.
+    options
+        Parameters by name; must be empty beside an instance.
+
+    Returns
+    -------
+    name : str
+    record : Method
+    params : object
+        Instance of ``record.params``.
+
+    Raises
+    ------
+    UnknownMethodError, ParameterError
+        Naming what was wrong and what there is.
+
+    Examples
+    --------
+    >>> resolve_method("emdask.denoisers", "bm3d", {"sigma": 0.5})[2].sigma
+    0.5
+    """
+    if isinstance(method, str):
+        record = find_method(family, method)
+        return method, record, build_params(method, record, options)
+    module = sys.modules[type(method).__module__]
+    record = getattr(module, "METHOD", None)
+    if record is None or not isinstance(method, record.params):
+        rule = "method must be a name or an instance of a method's parameter record"
+        remedy = f"Names: {', '.join(list_methods(family))}."
+        raise UnknownMethodError(sentence(family.rpartition(".")[2], rule, method, remedy))
+    name = module.__name__.rpartition(".")[2]
+    rule = "parameters go into the record, not beside it"
+    require(not options, name, rule, sorted(options) or None)
+    return name, record, method
+
+
+def build_params(name: str, record: Method, options: Mapping[str, Any]) -> Any:
+    """Make the parameter record from parameters by name.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is unknown or out of range.
+
+    Examples
+    --------
+    >>> build_params("bm3d", find_method("emdask.denoisers", "bm3d"), {"sgma": 1})
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: bm3d: no parameter of this name; got 'sgma'. Did you mean sigma? ...
+    """
+    known = [field.name for field in dataclasses.fields(record.params)]
+    for option in options:
+        require(option in known, name, "no parameter of this name", option, suggest(option, known))
+    return record.params(**options)

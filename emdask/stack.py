@@ -1,0 +1,190 @@
+"""Build, check, select and chunk a stack: a plain `xarray.DataArray` of dims ``(image, y, x)``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from emdask.checks import check_integer, require, sentence
+from emdask.config import setting
+from emdask.errors import StackError
+from emdask.variables import BY_NAME
+
+DIMS = ("image", "y", "x")
+KINDS = ("micrographs", "particles")
+
+
+def build_stack(
+    images: da.Array,
+    coords: Mapping[str, Any] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.DataArray:
+    """Label a Dask array of images.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        The pixels, whole images in each chunk.
+    coords
+        Name to array along ``image``; names of `emdask.variables` get their dims, dtype and unit, other
+        names are kept as they are, one value an image.
+    attrs
+        What holds for all images.
+
+    Returns
+    -------
+    xarray.DataArray
+        The stack, named ``images``.
+
+    Raises
+    ------
+    StackError
+        If the array has not three dimensions, or a coordinate has not one entry an image.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> stack = build_stack(da.zeros((3, 8, 8)), {"defocus_u_A": [1e4, 2e4, 3e4]})
+    >>> stack[1].defocus_u_A.item()
+    20000.0
+    """
+    if images.ndim != 3:
+        raise StackError(sentence("stack", "images must have dims (image, y, x)", images.shape))
+    labelled = {
+        name: _coordinate(name, value, images.shape[0]) for name, value in (coords or {}).items()
+    }
+    return xr.DataArray(images, dims=DIMS, coords=labelled, attrs=dict(attrs or {}), name="images")
+
+
+def _coordinate(name: str, value: Any, n_images: int) -> xr.Variable:
+    variable = BY_NAME.get(name)
+    array = np.asarray(value)
+    dims: tuple[str, ...] = ("image",)
+    attrs: dict[str, str] = {}
+    if variable is not None:
+        array = array.astype(variable.dtype) if array.dtype.kind != variable.dtype else array
+        dims = variable.dims
+        attrs = {"units": variable.unit} if variable.unit else {}
+    shape = (n_images, len(variable.columns)) if variable and variable.columns else (n_images,)
+    if array.shape != shape:
+        raise StackError(sentence("stack", f"{name} must have shape {shape}", array.shape))
+    return xr.Variable(dims, array, attrs)
+
+
+def as_stack(images: Any) -> xr.DataArray:
+    """Take whatever a verb accepts as images and return a Dask-backed stack.
+
+    Parameters
+    ----------
+    images
+        A stack, or a Dask or NumPy array of 2 or 3 dims, real numbers.
+
+    Returns
+    -------
+    xarray.DataArray, dims (image, y, x)
+        Whole images in each chunk; one image gets a leading axis of length 1.
+
+    Raises
+    ------
+    StackError
+        If the array has other dims, no pixels, or pixels that are not real numbers.
+
+    Examples
+    --------
+    >>> as_stack(np.zeros((8, 6), np.float32)).shape
+    (1, 8, 6)
+    """
+    stack = images if isinstance(images, xr.DataArray) else _label_array(images)
+    if stack.ndim == 2 and stack.dims == DIMS[1:]:
+        stack = stack.expand_dims("image")
+    if stack.dims != DIMS:
+        raise StackError(
+            sentence("stack", "dims must be (image, y, x)", stack.dims, "Rename or transpose them.")
+        )
+    if stack.dtype.kind not in "iuf":
+        raise StackError(sentence("stack", "pixels must be real numbers", str(stack.dtype)))
+    if 0 in stack.shape:
+        raise StackError(sentence("stack", "there must be at least one pixel", stack.shape))
+    return _whole_images(stack)
+
+
+def _label_array(images: Any) -> xr.DataArray:
+    if not hasattr(images, "ndim"):
+        images = np.asarray(images)
+    if images.ndim not in (2, 3):
+        raise StackError(sentence("stack", "an array must have 2 or 3 dims", images.shape))
+    return xr.DataArray(images, dims=DIMS[-images.ndim :])
+
+
+def _whole_images(stack: xr.DataArray) -> xr.DataArray:
+    """Dask-backed, with whole images in each chunk."""
+    if stack.chunks is None:
+        return stack.chunk({"image": choose_chunk(stack.shape, stack.dtype), "y": -1, "x": -1})
+    if any(len(sizes) > 1 for sizes in stack.chunks[1:]):
+        return stack.chunk({"y": -1, "x": -1})
+    return stack
+
+
+def like_input(result: xr.DataArray, images: Any) -> Any:
+    """Give back the form that came in: a stack for a stack, a Dask array of equal dims for an array."""
+    if images.ndim == 2 and result.ndim == 3:
+        result = result[0]
+    return result if isinstance(images, xr.DataArray) else result.data
+
+
+def choose_chunk(shape: tuple[int, ...], dtype: Any, chunks: int | str = "auto") -> int:
+    """Return the number of images in a chunk.
+
+    Parameters
+    ----------
+    shape : (n, h, w)
+        Shape of the stack.
+    dtype
+        Type of a pixel.
+    chunks
+        A number of images, or "auto": the stack in about 1024 chunks, each of 2 to 256 MiB (see
+        `emdask.config`), so that a small stack still feeds every core and 10 TB are 40,000 tasks.
+
+    Returns
+    -------
+    int
+        At least one, at most ``n``.
+
+    Raises
+    ------
+    ParameterError
+        If ``chunks`` is neither "auto" nor a positive integer.
+
+    Examples
+    --------
+    >>> choose_chunk((1000, 128, 128), "f4"), choose_chunk((10_000_000, 128, 128), "f4")
+    (32, 4096)
+    """
+    n_images, height, width = shape
+    if chunks != "auto":
+        what = 'chunks must be "auto" or a number of images'
+        require(not isinstance(chunks, str), "open_stack", what, chunks)
+        check_integer("open_stack", "chunks", chunks, 1)
+        return min(int(chunks), n_images)
+    image_bytes = height * width * np.dtype(dtype).itemsize
+    low, high = (setting(f"chunk-{end}-MiB") * 2**20 for end in ("min", "max"))
+    target = min(max(n_images * image_bytes / setting("chunks-per-stack"), low), high)
+    return int(min(max(target // image_bytes, 1), n_images))
+
+
+def add_provenance(
+    attrs: Mapping[str, Any], step: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return ``attrs`` with one more entry in its list ``provenance``.
+
+    Examples
+    --------
+    >>> add_provenance({}, "bm3d", {"sigma": 2.0})["provenance"]
+    [{'step': 'bm3d', 'parameters': {'sigma': 2.0}}]
+    """
+    history = [*attrs.get("provenance", ()), {"step": step, "parameters": dict(parameters)}]
+    return {**attrs, "provenance": history}

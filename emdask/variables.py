@@ -1,0 +1,191 @@
+"""The table of everything that may be known of the images of a stack.
+
+One frozen record for each variable. A variable whose value differs from image to image is a coordinate along
+``image``; one that holds for all is in ``attrs``. The table checks inputs, labels outputs, reads and writes
+RELION STAR files, and generates the documentation page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable:
+    """One variable of a stack.
+
+    Parameters
+    ----------
+    name
+        Name of the coordinate or attribute, with its unit.
+    columns
+        Empty for one value an image, dims ``(image,)``; else the meaning of each column of dims
+        ``(image, <name>_axis)``.
+    dtype
+        NumPy dtype character code of the coordinate; "U" for text.
+    unit
+        Unit, or "" where there is none.
+    meaning
+        What it is, and which sign is positive.
+    relion
+        RELION labels without the leading underscore, one a column.
+    optics
+        True where RELION 3.1 and later keep it in the optics table.
+    """
+
+    name: str
+    dtype: str
+    unit: str
+    meaning: str
+    relion: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    optics: bool = False
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dimensions of the coordinate."""
+        return ("image", f"{self.name}_axis") if self.columns else ("image",)
+
+
+VARIABLES: tuple[Variable, ...] = (
+    Variable(
+        name="image_id",
+        dtype="i8",
+        unit="",
+        meaning="number of the image, kept through selections; seeds follow it",
+    ),
+    Variable(
+        name="micrograph",
+        dtype="U",
+        unit="",
+        meaning="micrograph that the image comes from",
+        relion=("rlnMicrographName",),
+    ),
+    Variable(
+        name="micrograph_position_px",
+        dtype="f8",
+        unit="px",
+        meaning="centre of the particle in its micrograph, x to the right, y down, first pixel 0",
+        relion=("rlnCoordinateX", "rlnCoordinateY"),
+        columns=("x", "y"),
+    ),
+    Variable(
+        name="defocus_u_A",
+        dtype="f8",
+        unit="Å",
+        meaning="defocus along the major axis, positive is underfocus",
+        relion=("rlnDefocusU",),
+    ),
+    Variable(
+        name="defocus_v_A",
+        dtype="f8",
+        unit="Å",
+        meaning="defocus along the minor axis, positive is underfocus",
+        relion=("rlnDefocusV",),
+    ),
+    Variable(
+        name="astigmatism_deg",
+        dtype="f8",
+        unit="deg",
+        meaning="angle from the x axis to the major axis, counter-clockwise positive",
+        relion=("rlnDefocusAngle",),
+    ),
+    Variable(
+        name="phase_shift_deg",
+        dtype="f8",
+        unit="deg",
+        meaning="phase shift of a phase plate, positive delays the scattered wave",
+        relion=("rlnPhaseShift",),
+    ),
+    Variable(
+        name="rotation_deg",
+        dtype="f8",
+        unit="deg",
+        meaning="RELION's ZYZ Euler angles",
+        relion=("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"),
+        columns=("rot", "tilt", "psi"),
+    ),
+    Variable(
+        name="shift_A",
+        dtype="f8",
+        unit="Å",
+        meaning="translation that centres the particle, x to the right, y down",
+        relion=("rlnOriginXAngst", "rlnOriginYAngst"),
+        columns=("x", "y"),
+    ),
+    Variable(
+        name="class_id",
+        dtype="i8",
+        unit="",
+        meaning="number of the class, from 1 as in RELION",
+        relion=("rlnClassNumber",),
+    ),
+    Variable(
+        name="half_set",
+        dtype="i8",
+        unit="",
+        meaning="random half, 1 or 2",
+        relion=("rlnRandomSubset",),
+    ),
+    Variable(
+        name="optics_group",
+        dtype="i8",
+        unit="",
+        meaning="number of the optics group",
+        relion=("rlnOpticsGroup",),
+    ),
+    Variable(
+        name="pixel_size_A",
+        dtype="f8",
+        unit="Å",
+        meaning="edge of a pixel of the images",
+        relion=("rlnImagePixelSize",),
+        optics=True,
+    ),
+    Variable(
+        name="voltage_kV",
+        dtype="f8",
+        unit="kV",
+        meaning="acceleration voltage",
+        relion=("rlnVoltage",),
+        optics=True,
+    ),
+    Variable(
+        name="spherical_aberration_mm",
+        dtype="f8",
+        unit="mm",
+        meaning="spherical aberration, positive for a round lens",
+        relion=("rlnSphericalAberration",),
+        optics=True,
+    ),
+    Variable(
+        name="amplitude_contrast",
+        dtype="f8",
+        unit="",
+        meaning="fraction of amplitude contrast, 0 to 1",
+        relion=("rlnAmplitudeContrast",),
+        optics=True,
+    ),
+)
+
+BY_NAME: dict[str, Variable] = {v.name: v for v in VARIABLES}
+
+
+def table() -> str:
+    """Return the table as reStructuredText for the documentation page.
+
+    Examples
+    --------
+    >>> print(table().splitlines()[3].split("|")[1].strip())
+    ``image_id``
+    """
+    rows = [("name", "dims", "unit", "meaning", "RELION labels")]
+    for v in VARIABLES:
+        rows.append((f"``{v.name}``", ", ".join(v.dims), v.unit, v.meaning, ", ".join(v.relion)))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    rule = "+" + "+".join("-" * (w + 2) for w in widths) + "+"
+    lines = [rule]
+    for row in rows:
+        lines.append("| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |")
+        lines.append(rule.replace("-", "=") if row is rows[0] else rule)
+    return "\n".join(lines)
