@@ -1,4 +1,4 @@
-"""Array engine for cryo-EM images: lazy, distributed denoising of micrographs and particle stacks."""
+"""Array engine for cryo-EM images: lazy, distributed denoising of micrographs and particles."""
 
 from __future__ import annotations
 

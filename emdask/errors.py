@@ -10,8 +10,8 @@
     ├── DeviceError          (RuntimeError)  the named device cannot be used
     └── MissingLibraryError  (ImportError)   an optional library is not installed
 
-A file that is absent raises Python's own ``FileNotFoundError`` and an output that exists ``FileExistsError``.
-One sentence form for all: *what: rule; got value. remedy.*
+A file that is absent raises Python's own ``FileNotFoundError`` and an output that exists
+``FileExistsError``. One sentence form for all: *what: rule; got value. remedy.*
 """
 
 

@@ -1,8 +1,8 @@
 """Laziness lives here: the only file that calls ``map_blocks``, ``map_overlap`` and ``delayed``.
 
-Building a graph never reads a pixel, and each function below takes plain block functions that live at module
-level, so that a graph is small to send. Pixels flow ``read_images -> map_images -> write_images`` a chunk at a
-time; the scheduler frees a chunk as soon as it is written.
+Building a graph never reads a pixel, and each function below takes plain block functions that live
+at module level, so that a graph is small to send. Pixels flow ``read_images -> map_images ->
+write_images`` a chunk at a time; the scheduler frees a chunk as soon as it is written.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def read_images(
     Parameters
     ----------
     read
-        Module-level function ``(source, start, stop) -> images start..stop``, shape (stop - start, h, w).
+        Module-level function ``(source, start, stop) -> images start..stop``, shape (stop - start,
+        h, w).
     source
         Small picklable record: paths, offsets; travels to every block.
     shape
@@ -62,7 +63,8 @@ def read_images(
     --------
     >>> def ramp(source, start, stop):
     ...     return np.arange(start, stop, dtype="f4")[:, None, None] * np.ones((1, 2, 2), "f4")
-    >>> read_images(ramp, None, shape=(5, 2, 2), dtype="f4", chunk=2, name="ramp")[3, 0, 0].compute()
+    >>> stack = read_images(ramp, None, shape=(5, 2, 2), dtype="f4", chunk=2, name="ramp")
+    >>> stack[3, 0, 0].compute()
     np.float32(3.0)
     """
     n_images, height, width = shape
@@ -122,8 +124,8 @@ def map_images(
     model
         What the method learnt, or a Delayed of it; None where it needs none.
     bad_pixels
-        "raise" names the first image with NaN or infinite pixels; "replace" puts the mean of the image's
-        finite pixels there.
+        "raise" names the first image with NaN or infinite pixels; "replace" puts the mean of the
+        image's finite pixels there.
 
     Returns
     -------
@@ -174,7 +176,7 @@ def _clean(images: Images, first: int, bad_pixels: str) -> Images:
     if images.dtype.kind != "f":
         return images
     xp = array_namespace(images)
-    # A sum is finite if and only if every term is, but for overflow: one pass and no mask in the usual case.
+    # A sum is finite only if every term is: one pass and no mask in the usual case.
     sums = images.sum(axis=(1, 2), dtype=np.float64)
     if bool(xp.isfinite(sums).all()):
         return images
@@ -195,8 +197,9 @@ def map_tiles(
 ) -> da.Array:
     """Apply a method to overlapping tiles of images too large for one block.
 
-    The tiles overlap by the method's halo and the margins are trimmed, so the result is that of whole images
-    where the method is local. Each tile is a task of its own: for images of many thousand pixels only.
+    The tiles overlap by the method's halo and the margins are trimmed, so the result is that of
+    whole images where the method is local. Each tile is a task of its own: for images of many
+    thousand pixels only.
 
     Parameters
     ----------
@@ -307,14 +310,15 @@ def write_images(
     done: Collection[int] = (),
     on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Compute the chunks and hand each one to a writer, on the active Dask client or on local threads.
+    """Compute each chunk and hand it to a writer, on the active Dask client or on local threads.
 
     Parameters
     ----------
     images : dask.array.Array, shape (n, h, w)
         Whole images in each chunk.
     write
-        Module-level function ``(target, images, start)``: writes images ``start ..`` where they belong.
+        Module-level function ``(target, images, start)``: writes images ``start ..`` where they
+        belong.
     target
         Small picklable record of the target.
     name

@@ -1,6 +1,7 @@
 """What a method is: a frozen record in a file of its own.
 
-``emdask/denoisers/bm3d.py`` holds ``METHOD = Method(...)`` and by that ``denoise(stack, method="bm3d")`` works.
+``emdask/denoisers/bm3d.py`` holds ``METHOD = Method(...)`` and by that
+``denoise(stack, method="bm3d")`` works.
 Another package adds a method through an entry point of the group ``emdask.denoisers``.
 """
 
@@ -46,14 +47,15 @@ class Method:
     Parameters
     ----------
     params
-        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter` fields.
+        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter`
+        fields.
     apply
         Device to ``(images, params[, model]) -> images``, plain arrays in and out.
     learn
         How its model is learnt; None where it needs none.
     halo
-        ``params -> px``: how far a pixel of the result reaches into the image, for tiles; None where the
-        method needs whole images.
+        ``params -> px``: how far a pixel of the result reaches into the image, for tiles; None
+        where the method needs whole images.
     """
 
     params: type
@@ -194,7 +196,8 @@ def build_params(name: str, record: Method, options: Mapping[str, Any]) -> Any:
     --------
     >>> build_params("bm3d", find_method("emdask.denoisers", "bm3d"), {"sgma": 1})
     Traceback (most recent call last):
-    emdask.errors.ParameterError: bm3d: no parameter of this name; got 'sgma'. Did you mean sigma? ...
+    emdask.errors.ParameterError: bm3d: no parameter of this name; got 'sgma'. Did you mean sigma?
+    ...
     """
     known = [field.name for field in dataclasses.fields(record.params)]
     for option in options:

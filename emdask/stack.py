@@ -30,8 +30,8 @@ def build_stack(
     images : dask.array.Array, shape (n, h, w)
         The pixels, whole images in each chunk.
     coords
-        Name to array along ``image``; names of `emdask.variables` get their dims, dtype and unit, other
-        names are kept as they are, one value an image.
+        Name to array along ``image``; names of `emdask.variables` get their dims, dtype and unit,
+        other names are kept as they are, one value an image.
     attrs
         What holds for all images.
 
@@ -130,7 +130,7 @@ def _whole_images(stack: xr.DataArray) -> xr.DataArray:
 
 
 def like_input(result: xr.DataArray, images: Any) -> Any:
-    """Give back the form that came in: a stack for a stack, a Dask array of equal dims for an array."""
+    """Give back the form that came in: a stack for a stack, a Dask array for an array."""
     if images.ndim == 2 and result.ndim == 3:
         result = result[0]
     return result if isinstance(images, xr.DataArray) else result.data

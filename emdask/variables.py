@@ -1,8 +1,8 @@
 """The table of everything that may be known of the images of a stack.
 
-One frozen record for each variable. A variable whose value differs from image to image is a coordinate along
-``image``; one that holds for all is in ``attrs``. The table checks inputs, labels outputs, reads and writes
-RELION STAR files, and generates the documentation page.
+One frozen record for each variable. A variable whose value differs from image to image is a
+coordinate along ``image``; one that holds for all is in ``attrs``. The table checks inputs, labels
+outputs, reads and writes RELION STAR files, and generates the documentation page.
 """
 
 from __future__ import annotations
@@ -180,8 +180,10 @@ def table() -> str:
     ``image_id``
     """
     rows = [("name", "dims", "unit", "meaning", "RELION labels")]
-    for v in VARIABLES:
-        rows.append((f"``{v.name}``", ", ".join(v.dims), v.unit, v.meaning, ", ".join(v.relion)))
+    rows += [
+        (f"``{v.name}``", ", ".join(v.dims), v.unit, v.meaning, ", ".join(v.relion))
+        for v in VARIABLES
+    ]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     rule = "+" + "+".join("-" * (w + 2) for w in widths) + "+"
     lines = [rule]

@@ -31,18 +31,19 @@ def denoise(
     Parameters
     ----------
     stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
-        Images in grey levels of any scale. Chunks along y and x are merged: a block holds whole images.
+        Images in grey levels of any scale. Chunks along y and x are merged: a block holds whole
+        images.
     method
         Name of a method (``emdask methods`` lists them) or an instance of its parameter record.
     model
         What `learn_denoiser` returned, for methods that learn; without it the model is learnt from
         ``stack`` within the same graph, which suits small stacks.
     device
-        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. A device that is named never
-        falls back to another one.
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. A device that is named
+        never falls back to another one.
     bad_pixels
-        "raise" refuses NaN and infinite pixels, naming the image, when its block is computed; "replace"
-        puts the mean of the image's finite pixels there.
+        "raise" refuses NaN and infinite pixels, naming the image, when its block is computed;
+        "replace" puts the mean of the image's finite pixels there.
     **parameters
         Parameters of the method, by name.
 
@@ -50,7 +51,8 @@ def denoise(
     -------
     xarray.DataArray or dask.array.Array
         Same dims, float32, lazy: a stack for a stack, a Dask array for an array. A stack keeps its
-        coordinates and attributes, and the attribute ``provenance`` gains the method and its parameters.
+        coordinates and attributes, and the attribute ``provenance`` gains the method and its
+        parameters.
 
     Raises
     ------
@@ -100,8 +102,9 @@ def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
     Returns
     -------
     dask.delayed.Delayed
-        ``.compute()`` gives the model, to be passed to ``denoise(..., model=model)``. For large stacks
-        always compute it first: in one graph a rechunk or a slice would hold the whole stack in memory.
+        ``.compute()`` gives the model, to be passed to ``denoise(..., model=model)``. For large
+        stacks always compute it first: in one graph a rechunk or a slice would hold the whole stack in
+        memory.
 
     Raises
     ------
