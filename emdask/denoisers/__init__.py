@@ -103,8 +103,8 @@ def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
     -------
     dask.delayed.Delayed
         ``.compute()`` gives the model, to be passed to ``denoise(..., model=model)``. For large
-        stacks always compute it first: in one graph a rechunk or a slice would hold the whole stack in
-        memory.
+        stacks always compute it first: in one graph a rechunk or a slice would hold the whole
+        stack in memory.
 
     Raises
     ------

@@ -1,0 +1,92 @@
+"""Where the work runs: one word to a Dask client."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from emdask.checks import check_integer, require, sentence
+from emdask.errors import EmdaskError
+
+CONNECT_TIMEOUT_S = 20
+# Dask owns the cores: libraries inside a task keep to one.
+ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS", "NUMBA", "BLOSC")
+}
+
+
+def connect(
+    target: str = "local",
+    *,
+    n_workers: int | None = None,
+    threads_per_worker: int = 1,
+    quiet: bool = False,
+) -> Any:
+    """Start or join a Dask cluster; everything emdask computes then runs there.
+
+    Parameters
+    ----------
+    target
+        "local" starts worker processes on this machine; "tcp://host:8786" or "tls://..." joins a
+        running scheduler.
+    n_workers
+        Worker processes of a local cluster; None for one a core.
+    threads_per_worker
+        Threads of each local worker.
+    quiet
+        Do not print the dashboard's address.
+
+    Returns
+    -------
+    distributed.Client
+        Active until ``close()``, which also ends a cluster started here; a context manager. The
+        dashboard's address is printed to stderr and is ``client.dashboard_link``.
+
+    Raises
+    ------
+    ParameterError
+        If the target is none of these words, or a number of workers is given to a scheduler that
+        already has its own.
+    EmdaskError
+        If no scheduler answers at the address.
+
+    Examples
+    --------
+    >>> with connect("local", n_workers=1) as client:  # doctest: +SKIP
+    ...     emdask.save_stack(emdask.denoise(stack), "clean.zarr")
+    """
+    remote = target.startswith(("tcp://", "tls://"))
+    rule = 'target must be "local" or a scheduler\'s address such as tcp://host:8786'
+    require(remote or target == "local", "connect", rule, target)
+    client = _join(target, n_workers) if remote else _start(n_workers, threads_per_worker)
+    if not quiet:
+        print(f"dashboard: {client.dashboard_link}", file=sys.stderr)  # noqa: T201
+    return client
+
+
+def _start(n_workers: int | None, threads_per_worker: int) -> Any:
+    from distributed import Client
+
+    n_workers = len(os.sched_getaffinity(0)) if n_workers is None else n_workers
+    check_integer("connect", "n_workers", n_workers, 1)
+    check_integer("connect", "threads_per_worker", threads_per_worker, 1)
+    # A client that starts its own cluster also closes it. Port 0: any free one, on this machine only.
+    return Client(
+        n_workers=n_workers,
+        threads_per_worker=threads_per_worker,
+        dashboard_address="127.0.0.1:0",
+        env=ONE_THREAD,
+    )
+
+
+def _join(address: str, n_workers: int | None) -> Any:
+    from distributed import Client
+
+    require(n_workers is None, "connect", "a running scheduler has its own workers", n_workers)
+    try:
+        return Client(address, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError) as error:
+        rule = f"no scheduler answers within {CONNECT_TIMEOUT_S} s"
+        remedy = "Check the address, or start one with: dask scheduler"
+        raise EmdaskError(sentence(address, rule, remedy=remedy)) from error
