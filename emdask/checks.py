@@ -10,7 +10,10 @@ from numbers import Integral, Real
 from emdask.errors import ParameterError
 
 
-def sentence(what: str, rule: str, got: object = None, remedy: str = "") -> str:
+NOTHING = object()
+
+
+def sentence(what: str, rule: str, got: object = NOTHING, remedy: str = "") -> str:
     """Compose one message of the form *what: rule; got value. remedy.*
 
     Examples
@@ -18,11 +21,11 @@ def sentence(what: str, rule: str, got: object = None, remedy: str = "") -> str:
     >>> sentence("bm3d", "patch_px must lie in [4, 16]", 3)
     'bm3d: patch_px must lie in [4, 16]; got 3.'
     """
-    message = f"{what}: {rule}" + ("" if got is None else f"; got {got!r}") + "."
+    message = f"{what}: {rule}" + ("" if got is NOTHING else f"; got {got!r}") + "."
     return f"{message} {remedy}" if remedy else message
 
 
-def require(ok: bool, what: str, rule: str, got: object = None, remedy: str = "") -> None:
+def require(ok: bool, what: str, rule: str, got: object = NOTHING, remedy: str = "") -> None:
     """Raise `ParameterError` with the sentence unless ``ok``."""
     if not ok:
         raise ParameterError(sentence(what, rule, got, remedy))

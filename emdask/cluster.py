@@ -71,7 +71,7 @@ def _start(n_workers: int | None, threads_per_worker: int) -> Any:
     n_workers = len(os.sched_getaffinity(0)) if n_workers is None else n_workers
     check_integer("connect", "n_workers", n_workers, 1)
     check_integer("connect", "threads_per_worker", threads_per_worker, 1)
-    # A client that starts its own cluster also closes it. Port 0: any free one, on this machine only.
+    # A client that starts its own cluster also closes it. Port 0: any free one, on localhost only.
     return Client(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker,

@@ -180,7 +180,7 @@ def resolve_method(
         raise UnknownMethodError(sentence(family.rpartition(".")[2], rule, method, remedy))
     name = module.__name__.rpartition(".")[2]
     rule = "parameters go into the record, not beside it"
-    require(not options, name, rule, sorted(options) or None)
+    require(not options, name, rule, sorted(options))
     return name, record, method
 
 

@@ -63,16 +63,13 @@ def build_stack(
 def _coordinate(name: str, value: Any, n_images: int) -> xr.Variable:
     variable = BY_NAME.get(name)
     array = np.asarray(value)
-    dims: tuple[str, ...] = ("image",)
-    attrs: dict[str, str] = {}
-    if variable is not None:
-        array = array.astype(variable.dtype) if array.dtype.kind != variable.dtype else array
-        dims = variable.dims
-        attrs = {"units": variable.unit} if variable.unit else {}
-    shape = (n_images, len(variable.columns)) if variable and variable.columns else (n_images,)
-    if array.shape != shape:
-        raise StackError(sentence("stack", f"{name} must have shape {shape}", array.shape))
-    return xr.Variable(dims, array, attrs)
+    if array.shape != (n_images,):
+        raise StackError(sentence("stack", f"{name} must have shape {(n_images,)}", array.shape))
+    if variable is None:
+        return xr.Variable("image", array)
+    if not (array.dtype.kind == variable.dtype == "U"):
+        array = array.astype(variable.dtype, copy=False)
+    return xr.Variable("image", array, {"units": variable.unit} if variable.unit else {})
 
 
 def as_stack(images: Any) -> xr.DataArray:

@@ -18,9 +18,6 @@ class Variable:
     ----------
     name
         Name of the coordinate or attribute, with its unit.
-    columns
-        Empty for one value an image, dims ``(image,)``; else the meaning of each column of dims
-        ``(image, <name>_axis)``.
     dtype
         NumPy dtype character code of the coordinate; "U" for text.
     unit
@@ -28,7 +25,7 @@ class Variable:
     meaning
         What it is, and which sign is positive.
     relion
-        RELION labels without the leading underscore, one a column.
+        RELION labels without the leading underscore: the first is written, all are read.
     optics
         True where RELION 3.1 and later keep it in the optics table.
     """
@@ -38,13 +35,7 @@ class Variable:
     unit: str
     meaning: str
     relion: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
     optics: bool = False
-
-    @property
-    def dims(self) -> tuple[str, ...]:
-        """Dimensions of the coordinate."""
-        return ("image", f"{self.name}_axis") if self.columns else ("image",)
 
 
 VARIABLES: tuple[Variable, ...] = (
@@ -62,12 +53,18 @@ VARIABLES: tuple[Variable, ...] = (
         relion=("rlnMicrographName",),
     ),
     Variable(
-        name="micrograph_position_px",
+        name="micrograph_x_px",
         dtype="f8",
         unit="px",
-        meaning="centre of the particle in its micrograph, x to the right, y down, first pixel 0",
-        relion=("rlnCoordinateX", "rlnCoordinateY"),
-        columns=("x", "y"),
+        meaning="centre of the particle in its micrograph, to the right, first pixel 0",
+        relion=("rlnCoordinateX",),
+    ),
+    Variable(
+        name="micrograph_y_px",
+        dtype="f8",
+        unit="px",
+        meaning="centre of the particle in its micrograph, downwards, first pixel 0",
+        relion=("rlnCoordinateY",),
     ),
     Variable(
         name="defocus_u_A",
@@ -98,20 +95,39 @@ VARIABLES: tuple[Variable, ...] = (
         relion=("rlnPhaseShift",),
     ),
     Variable(
-        name="rotation_deg",
+        name="rot_deg",
         dtype="f8",
         unit="deg",
-        meaning="RELION's ZYZ Euler angles",
-        relion=("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"),
-        columns=("rot", "tilt", "psi"),
+        meaning="first of RELION's ZYZ Euler angles, about z",
+        relion=("rlnAngleRot",),
     ),
     Variable(
-        name="shift_A",
+        name="tilt_deg",
+        dtype="f8",
+        unit="deg",
+        meaning="second of RELION's ZYZ Euler angles, about the new y",
+        relion=("rlnAngleTilt",),
+    ),
+    Variable(
+        name="psi_deg",
+        dtype="f8",
+        unit="deg",
+        meaning="third of RELION's ZYZ Euler angles, about the new z: in the plane",
+        relion=("rlnAnglePsi",),
+    ),
+    Variable(
+        name="shift_x_A",
         dtype="f8",
         unit="Å",
-        meaning="translation that centres the particle, x to the right, y down",
-        relion=("rlnOriginXAngst", "rlnOriginYAngst"),
-        columns=("x", "y"),
+        meaning="translation that centres the particle, positive to the right",
+        relion=("rlnOriginXAngst",),
+    ),
+    Variable(
+        name="shift_y_A",
+        dtype="f8",
+        unit="Å",
+        meaning="translation that centres the particle, positive downwards",
+        relion=("rlnOriginYAngst",),
     ),
     Variable(
         name="class_id",
@@ -179,12 +195,9 @@ def table() -> str:
     >>> print(table().splitlines()[3].split("|")[1].strip())
     ``image_id``
     """
-    rows = [("name", "dims", "unit", "meaning", "RELION labels")]
-    rows += [
-        (f"``{v.name}``", ", ".join(v.dims), v.unit, v.meaning, ", ".join(v.relion))
-        for v in VARIABLES
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    rows = [("name", "unit", "meaning", "RELION labels")]
+    rows += [(f"``{v.name}``", v.unit, v.meaning, ", ".join(v.relion)) for v in VARIABLES]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
     rule = "+" + "+".join("-" * (w + 2) for w in widths) + "+"
     lines = [rule]
     for row in rows:

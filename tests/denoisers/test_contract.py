@@ -1,0 +1,191 @@
+"""What every denoiser keeps; runs on every method found."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from dask.base import tokenize
+
+import emdask
+from emdask.backend import why_no_cuda
+from emdask.denoisers import FAMILY
+from emdask.errors import DeviceError, ParameterError, StackError
+from emdask.method import Method, find_method, list_methods
+from emdask.stack import build_stack
+
+METHODS = list_methods(FAMILY)
+# Largest difference between two runs of one method, relative to the noise, by device.
+TOLERANCE = {"cpu": 1e-5, "cuda": 2e-3}
+SIGMA = 0.5
+
+
+def blobs(n_images: int = 6, size: int = 48) -> np.ndarray:
+    """Smooth images of unit contrast: a few Gaussians each, seeded by the image."""
+    y, x = np.mgrid[:size, :size]
+    images = np.zeros((n_images, size, size), np.float32)
+    for i in range(n_images):
+        rng = np.random.default_rng([7, i])
+        for cy, cx, width in zip(
+            *rng.uniform(12, size - 12, (2, 5)), rng.uniform(2, 5, 5), strict=True
+        ):
+            images[i] += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
+    return images
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def clean() -> np.ndarray:
+    return blobs()
+
+
+@pytest.fixture(scope="module")
+def noisy(clean: np.ndarray) -> np.ndarray:
+    noise = np.random.default_rng(1).normal(scale=SIGMA, size=clean.shape)
+    return (clean + noise).astype(np.float32)
+
+
+def record_of(method: str) -> Method:
+    return find_method(FAMILY, method)
+
+
+def exploding(block: np.ndarray) -> np.ndarray:
+    if block.size:
+        raise AssertionError("building the graph computed a block")
+    return block
+
+
+def test_building_computes_nothing(method: str) -> None:
+    images = da.zeros((8, 32, 32), chunks=(2, 32, 32), dtype="f4").map_blocks(
+        exploding, dtype="f4", meta=np.empty((0, 0, 0), "f4")
+    )
+    lazy = emdask.denoise(images, method)
+    assert isinstance(lazy, da.Array)
+    with pytest.raises(AssertionError, match="computed a block"):
+        lazy.compute()
+
+
+def test_chunks_never_change_the_answer(method: str, noisy: np.ndarray) -> None:
+    whole = emdask.denoise(da.from_array(noisy, chunks=(-1, -1, -1)), method).compute()
+    for chunk in (1, 4, (2, 3, 1)):
+        parts = emdask.denoise(da.from_array(noisy, chunks=(chunk, -1, -1)), method).compute()
+        np.testing.assert_array_equal(parts, whole)
+
+
+def test_pixel_chunks_are_merged(method: str, noisy: np.ndarray) -> None:
+    whole = emdask.denoise(noisy, method).compute()
+    tiled = emdask.denoise(da.from_array(noisy, chunks=(2, 20, 16)), method)
+    assert tiled.chunks[1:] == ((48,), (48,))
+    np.testing.assert_array_equal(tiled.compute(), whole)
+
+
+def test_meta_dtype_shape_are_true(method: str, noisy: np.ndarray) -> None:
+    for dtype in ("f4", "f8", "f2", "i2", "u1"):
+        scaled = (noisy * 20 + 60).astype(dtype)
+        lazy = emdask.denoise(da.from_array(scaled, chunks=(4, -1, -1)), method)
+        result = lazy.compute()
+        assert lazy.dtype == result.dtype == np.float32
+        assert lazy.shape == result.shape == noisy.shape
+        assert type(lazy._meta) is type(result) is np.ndarray
+        assert lazy._meta.ndim == 3
+
+
+def test_lowers_the_error(method: str, noisy: np.ndarray, clean: np.ndarray, device: str) -> None:
+    if device not in record_of(method).apply:
+        pytest.skip(f"{method} has no code for {device}")
+    result = emdask.denoise(noisy, method, device=device).compute()
+    assert np.mean((result - clean) ** 2) < 0.5 * np.mean((noisy - clean) ** 2)
+
+
+@pytest.mark.gpu
+def test_devices_agree(method: str, noisy: np.ndarray) -> None:
+    if "cuda" not in record_of(method).apply:
+        pytest.skip(f"{method} has no code for cuda")
+    if why_no_cuda() is not None:
+        pytest.skip(f"no card: {why_no_cuda()}")
+    cpu, cuda = (emdask.denoise(noisy, method, device=d).compute() for d in ("cpu", "cuda"))
+    assert np.abs(cpu - cuda).max() <= TOLERANCE["cuda"] * SIGMA
+
+
+def test_a_named_device_never_falls_back(method: str, noisy: np.ndarray) -> None:
+    if why_no_cuda() is None and "cuda" in record_of(method).apply:
+        pytest.skip("there is a card and code for it")
+    with pytest.raises(DeviceError, match=r"cuda"):
+        emdask.denoise(noisy, method, device="cuda").compute()
+
+
+def test_parameters_pickle_and_tokenize(method: str) -> None:
+    params = record_of(method).params()
+    assert pickle.loads(pickle.dumps(params)) == params
+    assert tokenize(params) == tokenize(record_of(method).params())
+    assert dataclasses.is_dataclass(params)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(params, dataclasses.fields(params)[0].name, 1)
+
+
+def test_every_parameter_is_described(method: str) -> None:
+    for field in dataclasses.fields(record_of(method).params):
+        assert field.metadata["meaning"], field.name
+        assert field.default is not dataclasses.MISSING, field.name
+
+
+def test_an_unknown_parameter_is_named(method: str, noisy: np.ndarray) -> None:
+    with pytest.raises(ParameterError, match=rf"^{method}: .*'strengthh'"):
+        emdask.denoise(noisy, method, strengthh=1)
+
+
+def test_record_and_name_are_one(method: str, noisy: np.ndarray) -> None:
+    record = record_of(method).params()
+    by_record, by_name = (emdask.denoise(noisy, which) for which in (record, method))
+    assert by_record.name == by_name.name
+
+
+def test_a_stack_keeps_what_is_known(method: str, noisy: np.ndarray) -> None:
+    stack = build_stack(
+        da.from_array(noisy, chunks=(2, -1, -1)),
+        {"defocus_u_A": np.arange(6.0), "micrograph": list("abcdef")},
+        {"pixel_size_A": 1.5, "provenance": [{"step": "earlier", "parameters": {}}]},
+    )
+    result = emdask.denoise(stack, method)
+    xr.testing.assert_equal(result.coords.to_dataset(), stack.coords.to_dataset())
+    assert result.attrs["pixel_size_A"] == 1.5
+    steps: list[Any] = result.attrs["provenance"]
+    assert [s["step"] for s in steps] == ["earlier", method]
+    assert stack.attrs["provenance"] == [{"step": "earlier", "parameters": {}}]
+
+
+def test_one_image_in_one_image_out(method: str, noisy: np.ndarray) -> None:
+    one = emdask.denoise(noisy[0], method)
+    assert isinstance(one, da.Array)
+    assert one.shape == (48, 48)
+    np.testing.assert_array_equal(one.compute(), emdask.denoise(noisy[:1], method).compute()[0])
+
+
+def test_bad_pixels_are_named_or_replaced(method: str, noisy: np.ndarray) -> None:
+    bad = noisy.copy()
+    bad[4, 3, 5] = np.nan
+    bad[4, 7, 7] = np.inf
+    images = da.from_array(bad, chunks=(3, -1, -1))
+    with pytest.raises(StackError, match="image 4 has 2 NaN or infinite pixels"):
+        emdask.denoise(images, method).compute()
+    repaired = emdask.denoise(images, method, bad_pixels="replace").compute()
+    assert np.isfinite(repaired).all()
+    good = emdask.denoise(noisy, method).compute()
+    np.testing.assert_array_equal(np.delete(repaired, 4, axis=0), np.delete(good, 4, axis=0))
+
+
+def test_tasks_have_readable_names(method: str, noisy: np.ndarray) -> None:
+    lazy = emdask.denoise(noisy, method)
+    assert lazy.name.startswith(f"{method}-")
+    (optimized,) = dask.optimize(lazy)
+    assert any(str(key).startswith((method, f"('{method}")) for key in dict(optimized.dask))

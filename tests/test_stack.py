@@ -1,0 +1,112 @@
+"""Building, checking and chunking a stack."""
+
+from __future__ import annotations
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+from emdask.errors import ParameterError, StackError
+from emdask.stack import add_provenance, as_stack, build_stack, choose_chunk, like_input
+from emdask.variables import BY_NAME, VARIABLES, table
+
+
+def test_coordinates_get_dims_and_units() -> None:
+    stack = build_stack(
+        da.zeros((2, 4, 4)),
+        {
+            "rot_deg": np.zeros(2, "f4"),
+            "rlnBeamTiltClass": [1, 2],
+            "micrograph": ["a", "b"],
+        },
+        {"pixel_size_A": 1.1},
+    )
+    assert stack.rot_deg.dims == ("image",)
+    assert stack.rot_deg.attrs == {"units": "deg"}
+    assert stack.rot_deg.dtype == np.float64
+    assert stack.rlnBeamTiltClass.dims == ("image",)
+    assert stack[1].micrograph.item() == "b"
+
+
+@pytest.mark.parametrize(
+    ("coords", "message"),
+    [
+        ({"defocus_u_A": [1.0]}, r"defocus_u_A must have shape \(2,\); got \(1,\)"),
+        ({"rot_deg": [[1.0], [2.0]]}, r"rot_deg must have shape \(2,\); got \(2, 1\)"),
+    ],
+)
+def test_coordinates_of_another_length_are_refused(coords: dict, message: str) -> None:
+    with pytest.raises(StackError, match=message):
+        build_stack(da.zeros((2, 4, 4)), coords)
+
+
+def test_images_have_three_dims() -> None:
+    with pytest.raises(StackError, match="dims"):
+        build_stack(da.zeros((4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros(5), "2 or 3 dims"),
+        (np.zeros((2, 2, 2, 2)), "2 or 3 dims"),
+        (np.zeros((2, 4, 4), complex), "real numbers"),
+        (np.zeros((0, 4, 4)), "at least one pixel"),
+        (xr.DataArray(np.zeros((2, 4, 4)), dims=("n", "y", "x")), "dims must be"),
+        ([["a"]], "real numbers"),
+    ],
+)
+def test_what_is_no_stack_is_refused(images: object, message: str) -> None:
+    with pytest.raises(StackError, match=message):
+        as_stack(images)
+
+
+def test_the_form_that_came_in_goes_out() -> None:
+    array = np.zeros((4, 6), "f4")
+    assert like_input(as_stack(array), array).shape == (4, 6)
+    stack = xr.DataArray(array, dims=("y", "x"), attrs={"pixel_size_A": 2.0})
+    again = like_input(as_stack(stack), stack)
+    assert again.dims == ("y", "x")
+    assert again.attrs == stack.attrs
+
+
+def test_one_image_of_a_stack_keeps_its_labels() -> None:
+    stack = build_stack(da.zeros((3, 4, 4)), {"defocus_u_A": [1.0, 2.0, 3.0]})
+    assert as_stack(stack[2]).defocus_u_A.values == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "expected"),
+    [
+        ((1, 4096, 4096), "f4", 1),  # a micrograph is larger than the smallest chunk
+        ((20, 128, 128), "f4", 20),  # the whole stack is less than 2 MiB
+        ((1_000, 128, 128), "f4", 32),  # 2 MiB
+        ((250_000, 128, 128), "f4", 244),  # a 1024th of the stack
+        ((10_000_000, 128, 128), "f4", 4096),  # 256 MiB
+    ],
+)
+def test_automatic_chunks(shape: tuple[int, int, int], dtype: str, expected: int) -> None:
+    assert choose_chunk(shape, dtype) == expected
+
+
+@pytest.mark.parametrize("chunks", [0, -3, 2.5, "big", None])
+def test_chunks_must_be_a_number_of_images(chunks: object) -> None:
+    with pytest.raises(ParameterError, match="chunks must be"):
+        choose_chunk((5, 4, 4), "f4", chunks)  # type: ignore[arg-type]
+
+
+def test_provenance_is_appended_to_a_copy() -> None:
+    first = add_provenance({"kind": "particles"}, "a", {"x": 1})
+    second = add_provenance(first, "b", {})
+    assert [p["step"] for p in second["provenance"]] == ["a", "b"]
+    assert len(first["provenance"]) == 1
+
+
+def test_the_table_is_sound() -> None:
+    assert len(BY_NAME) == len(VARIABLES)
+    labels = [label for v in VARIABLES for label in v.relion]
+    assert len(labels) == len(set(labels))
+    for v in VARIABLES:
+        assert v.meaning
+        assert f"``{v.name}``" in table()
