@@ -1,0 +1,105 @@
+"""Spectra of images: plain arrays, NumPy or CuPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from emdask.backend import array_namespace
+
+
+def frequency_grid(shape: tuple[int, int], pixel_size_A: float = 1.0) -> Any:
+    """Return the length of the frequency vector at each point of `numpy.fft.rfft2`.
+
+    Parameters
+    ----------
+    shape : (h, w)
+        Size of the image.
+    pixel_size_A
+        Edge of a pixel in Å; 1 gives cycles a pixel.
+
+    Returns
+    -------
+    float64 array, shape (h, w // 2 + 1)
+        In 1/Å.
+
+    Examples
+    --------
+    >>> frequency_grid((4, 4))[:, 0]
+    array([0.  , 0.25, 0.5 , 0.25])
+    """
+    fy = np.fft.fftfreq(shape[0], pixel_size_A)
+    fx = np.fft.rfftfreq(shape[1], pixel_size_A)
+    return np.hypot(fy[:, None], fx[None, :])
+
+
+def power_spectrum(images: Any) -> Any:
+    """Return the power of each Fourier term, of the images less their mean.
+
+    Scaled so that white noise of variance v has power v at every frequency but 0.
+
+    Parameters
+    ----------
+    images : array, shape (..., h, w)
+        Real images.
+
+    Returns
+    -------
+    float64 array, shape (..., h, w // 2 + 1)
+        On the grid of `numpy.fft.rfft2`; 0 at frequency 0.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).normal(scale=2.0, size=(64, 64))
+    >>> bool(abs(power_spectrum(noise)[1:].mean() - 4) < 0.3)
+    True
+    """
+    xp = array_namespace(images)
+    h, w = images.shape[-2:]
+    centred = images - images.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
+    return xp.abs(xp.fft.rfft2(centred)) ** 2 / (h * w)
+
+
+def radial_power(images: Any) -> tuple[Any, Any]:
+    """Average the power spectrum over rings one Fourier pixel wide.
+
+    Parameters
+    ----------
+    images : array, shape (..., h, w)
+        Real images.
+
+    Returns
+    -------
+    frequency : float64 array, shape (r,)
+        Mean frequency of each ring in cycles a pixel, above 0 and up to Nyquist, 0.5.
+    power : float64 array, shape (..., r)
+        Mean power of each ring, scaled as in `power_spectrum`.
+
+    Examples
+    --------
+    >>> images = np.random.default_rng(0).normal(size=(2, 64, 64))
+    >>> frequency, power = radial_power(images)
+    >>> frequency.shape, power.shape, bool(frequency[-1] <= 0.5)
+    ((32,), (2, 32), True)
+    """
+    xp = array_namespace(images)
+    h, w = images.shape[-2:]
+    n_rings = min(h, w) // 2
+    grid = frequency_grid((h, w))
+    ring = np.rint(grid * min(h, w)).astype(np.int64)
+    # rfft2 leaves out one half of the plane: each of its columns stands for two, but the first and,
+    # where the width is even, the last.
+    weight = np.full(grid.shape, 2.0)
+    weight[:, 0] = 1.0
+    if w % 2 == 0:
+        weight[:, -1] = 1.0
+    weight[(ring > n_rings) | (ring == 0) | (grid > 0.5)] = 0.0
+    ring = np.minimum(ring, n_rings).ravel()
+    count = np.bincount(ring, weight.ravel(), n_rings + 1)[1:]
+    frequency = np.bincount(ring, (weight * grid).ravel(), n_rings + 1)[1:] / count
+    spectra = power_spectrum(images).reshape(-1, grid.size) * xp.asarray(weight.ravel())
+    ring = xp.asarray(ring)
+    sums = xp.stack([xp.bincount(ring, power, n_rings + 1)[1:] for power in spectra])
+    power = (sums / xp.asarray(count)).reshape(*images.shape[:-2], n_rings)
+    return xp.asarray(frequency), power
