@@ -170,11 +170,11 @@ def resolve_method(
     0.5
     """
     if isinstance(method, str):
-        record = find_method(family, method)
-        return method, record, build_params(method, record, options)
+        found = find_method(family, method)
+        return method, found, build_params(method, found, options)
     module = sys.modules[type(method).__module__]
     record = getattr(module, "METHOD", None)
-    if record is None or not isinstance(method, record.params):
+    if not isinstance(record, Method) or not isinstance(method, record.params):
         rule = "method must be a name or an instance of a method's parameter record"
         remedy = f"Names: {', '.join(list_methods(family))}."
         raise UnknownMethodError(sentence(family.rpartition(".")[2], rule, method, remedy))
