@@ -138,9 +138,11 @@ def demo_micrograph(
     check_integer("demo", "size_px", size_px, 64)
     rng = np.random.default_rng([seed, 2**31])
     defocus = _draw_defocus(rng)
-    field = _scatter_particles(rng, size_px, pixel_size_A, grow_protein(seed))
+    field, margin_px = _scatter_particles(rng, size_px, pixel_size_A, grow_protein(seed))
     ctf = ctf_2d(field.shape, pixel_size_A=pixel_size_A, **defocus, **OPTICS)
-    particles = -_scale_to_snr(apply_ctf(field, ctf), snr)
+    # Cropped after the CTF: a particle that the edge cuts must not ring at the opposite edge.
+    field = apply_ctf(field, ctf)[margin_px:-margin_px, margin_px:-margin_px]
+    particles = -_scale_to_snr(field, snr)
     clean = (particles + _ice(rng, size_px))[None].astype(np.float32)
     noise = rng.standard_normal(clean.shape, np.float32)
     coords = {"image_id": [0], **{name: [value] for name, value in defocus.items()}}
@@ -173,8 +175,11 @@ def _draw_defocus(rng: np.random.Generator) -> dict[str, float]:
 
 def _scatter_particles(
     rng: np.random.Generator, size_px: int, pixel_size_A: float, points_A: Array
-) -> Array:
-    """Put as many particles as fit at random places, no two nearer than their diameter."""
+) -> tuple[Array, int]:
+    """Put as many particles as fit at random places, no two nearer than their diameter.
+
+    Returns a field larger than the micrograph, and its margin in pixels.
+    """
     distance_px = PARTICLE_DISTANCE_A / pixel_size_A
     box_px = 2 * int(np.ceil(0.6 * distance_px))
     centres = _random_places(rng, size_px, distance_px)
@@ -188,7 +193,7 @@ def _scatter_particles(
     field = np.zeros((size_px + 2 * box_px,) * 2, np.float32)
     for image, (y, x) in zip(images, centres + box_px // 2, strict=True):
         field[y : y + box_px, x : x + box_px] += image
-    return field[box_px:-box_px, box_px:-box_px]
+    return field, box_px
 
 
 def _random_places(rng: np.random.Generator, size_px: int, distance_px: float) -> Array:
