@@ -8,6 +8,7 @@ write_images`` a chunk at a time; the scheduler frees a chunk as soon as it is w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import dask
@@ -45,7 +46,7 @@ def read_images(
         Module-level function ``(source, start, stop) -> images start..stop``, shape (stop - start,
         h, w).
     source
-        Small picklable record: paths, offsets; travels to every block.
+        Small picklable record: paths, offsets; stored in the graph once.
     shape
         (n, h, w).
     dtype
@@ -64,34 +65,48 @@ def read_images(
     >>> def ramp(source, start, stop):
     ...     return np.arange(start, stop, dtype="f4")[:, None, None] * np.ones((1, 2, 2), "f4")
     >>> stack = read_images(ramp, None, shape=(5, 2, 2), dtype="f4", chunk=2, name="ramp")
-    >>> stack[3, 0, 0].compute()
-    np.float32(3.0)
+    >>> float(stack[3, 0, 0].compute())
+    3.0
     """
-    n_images, height, width = shape
-    sizes = _chunk_sizes(n_images, chunk)
-    return da.map_blocks(
-        _read_block,
-        chunks=(sizes, (height,), (width,)),
-        dtype=np.dtype(dtype),
-        meta=np.empty((0, 0, 0), dtype),
+    source_array = _ImagesOnDisk(read, source, shape, np.dtype(dtype))
+    sizes = _chunk_sizes(shape[0], chunk)
+    return da.from_array(
+        source_array,
+        chunks=(sizes, shape[1:2], shape[2:3]),
         name=f"{name}-{tokenize(read, source, shape, dtype, chunk)}",
-        read=read,
-        source=source,
-        chunk=chunk,
-        n_images=n_images,
+        asarray=False,
+        meta=np.empty((0, 0, 0), dtype),
     )
 
 
-def _read_block(
-    *,
-    read: Callable[..., Images],
-    source: Any,
-    chunk: int,
-    n_images: int,
-    block_id: tuple[int, ...],
-) -> Images:
-    start = block_id[0] * chunk
-    return read(source, start, min(start + chunk, n_images))
+@dataclass(frozen=True)
+class _ImagesOnDisk:
+    """What `dask.array.from_array` slices.
+
+    Dask merges a selection that follows into the one that makes a block, so that ``stack[5]`` reads
+    one image and not the chunk around it; ``map_blocks`` would always read the chunk. The record is
+    in the graph once, however many blocks there are.
+    """
+
+    read: Callable[[Any, int, int], Images]
+    source: Any
+    shape: tuple[int, int, int]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: tuple[int | slice, ...]) -> Images:
+        which, *within = index
+        if not isinstance(which, slice):
+            return self.read(self.source, int(which), int(which) + 1)[0, *within]
+        start, stop, step = which.indices(self.shape[0])
+        if step == 1:
+            return self.read(self.source, start, max(start, stop))[:, *within]
+        numbers = range(start, stop, step)
+        images = [self.read(self.source, i, i + 1)[0, *within] for i in numbers]
+        return np.stack(images)
 
 
 def _chunk_sizes(n_images: int, chunk: int) -> tuple[int, ...]:
