@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from emdask.kernels.fourier import frequency_grid, half_plane_weights, power_spectrum
+
 AXES = (-2, -1)
 
 
@@ -81,3 +83,38 @@ def snr(images: Any, clean: Any) -> Any:
     return clean.var(axis=AXES, dtype=np.float64) / (images - clean).var(
         axis=AXES, dtype=np.float64
     )
+
+
+def low_frequency_ratio(residuals: Any, *, cutoff: float = 0.1) -> Any:
+    """Compare the low-frequency power of each residual with that of white noise of equal variance.
+
+    1 for white noise. Above 1 the denoiser has taken away something broad, as the contours of
+    particles; below 1 it has left low-frequency noise in the image.
+
+    Parameters
+    ----------
+    residuals : NumPy or CuPy array, shape (..., h, w)
+        Noisy - denoised.
+    cutoff
+        Highest frequency that counts as low, in cycles a pixel.
+
+    Returns
+    -------
+    float64 array, shape (...)
+        Mean power up to the cutoff / mean power at all frequencies but 0.
+
+    Examples
+    --------
+    >>> noise = np.random.default_rng(0).normal(size=(256, 256))
+    >>> bool(abs(low_frequency_ratio(noise) - 1) < 0.06)
+    True
+    """
+    shape = residuals.shape[-2:]
+    weight = half_plane_weights(shape)
+    weight[0, 0] = 0.0
+    low = weight * (frequency_grid(shape) <= cutoff)
+    power = power_spectrum(residuals)
+    # A residual that is 0 everywhere has no colour: 0 / 0 is left to be NaN.
+    with np.errstate(invalid="ignore"):
+        mean_low = (power * low).sum(axis=AXES) / low.sum()
+        return mean_low / ((power * weight).sum(axis=AXES) / weight.sum())

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
+from PIL import Image
 
 from emdask.kernels.fourier import radial_power
 
@@ -102,9 +102,13 @@ def png_bytes(image: Any, limits: Limits | None = None) -> bytes:
     b'PNG'
     """
     image = np.asarray(image, np.float64)
-    low, high = grey_limits(image[np.isfinite(image)]) if limits is None else limits
+    there = np.isfinite(image)
+    low, high = grey_limits(image[there]) if limits is None else limits
+    grey = np.clip((np.where(there, image, low) - low) / (high - low) * 255, 0, 255).round()
+    planes = [Image.fromarray(plane.astype(np.uint8)) for plane in (grey, there * 255.0)]
+    picture = planes[0] if there.all() else Image.merge("LA", planes)
     buffer = io.BytesIO()
-    imsave(buffer, np.ma.masked_invalid(image), vmin=low, vmax=high, cmap="gray", format="png")
+    picture.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

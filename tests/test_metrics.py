@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from emdask.metrics import mse, psnr, snr
+from emdask.metrics import low_frequency_ratio, mse, psnr, snr
 
 
 @pytest.fixture
@@ -56,3 +56,17 @@ def test_stacks_and_dask_arrays_stay_lazy_and_agree(pair, metric):
     labelled = metric(*(xr.DataArray(a, dims=("image", "y", "x")) for a in (images, clean)))
     assert labelled.dims == ("image",)
     np.testing.assert_allclose(labelled, expected)
+
+
+def test_low_frequency_ratio_tells_blobs_from_white_noise(rng):
+    white = rng.normal(size=(4, 128, 128))
+    np.testing.assert_allclose(low_frequency_ratio(white), 1, atol=0.15)
+    y, x = np.mgrid[:128, :128]
+    blob = 2 * np.exp(-((y - 64) ** 2 + (x - 64) ** 2) / (2 * 8.0**2))
+    assert (low_frequency_ratio(white + blob) > 1.5).all()
+    wave = np.cos(2 * np.pi * 38 / 128 * x)[None]
+    np.testing.assert_allclose(low_frequency_ratio(wave), 0, atol=1e-12)
+
+
+def test_low_frequency_ratio_of_nothing_is_nan():
+    assert np.isnan(low_frequency_ratio(np.zeros((1, 8, 8)))).all()

@@ -34,6 +34,31 @@ def frequency_grid(shape: tuple[int, int], pixel_size_A: float = 1.0) -> Any:
     return np.hypot(fy[:, None], fx[None, :])
 
 
+def half_plane_weights(shape: tuple[int, int]) -> Any:
+    """Return how many terms of the whole plane each term of `numpy.fft.rfft2` stands for.
+
+    Parameters
+    ----------
+    shape : (h, w)
+        Size of the image.
+
+    Returns
+    -------
+    float64 array, shape (h, w // 2 + 1)
+        2, but 1 in the first column and, where the width is even, the last.
+
+    Examples
+    --------
+    >>> half_plane_weights((2, 4))[0]
+    array([1., 2., 1.])
+    """
+    weight = np.full((shape[0], shape[1] // 2 + 1), 2.0)
+    weight[:, 0] = 1.0
+    if shape[1] % 2 == 0:
+        weight[:, -1] = 1.0
+    return weight
+
+
 def power_spectrum(images: Any) -> Any:
     """Return the power of each Fourier term, of the images less their mean.
 
@@ -88,12 +113,7 @@ def radial_power(images: Any) -> tuple[Any, Any]:
     n_rings = min(h, w) // 2
     grid = frequency_grid((h, w))
     ring = np.rint(grid * min(h, w)).astype(np.int64)
-    # rfft2 leaves out one half of the plane: each of its columns stands for two, but the first and,
-    # where the width is even, the last.
-    weight = np.full(grid.shape, 2.0)
-    weight[:, 0] = 1.0
-    if w % 2 == 0:
-        weight[:, -1] = 1.0
+    weight = half_plane_weights((h, w))
     weight[(ring > n_rings) | (ring == 0) | (grid > 0.5)] = 0.0
     ring = np.minimum(ring, n_rings).ravel()
     count = np.bincount(ring, weight.ravel(), n_rings + 1)[1:]

@@ -1,0 +1,285 @@
+"""The HTML report: one file that needs nothing else, light or dark as the reader's system is."""
+
+from __future__ import annotations
+
+import base64
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emdask.plots import Limits, draw_spectra, grey_limits, montage, png_bytes, svg_text
+
+LIBRARIES = ("emdask", "numpy", "scipy", "numba", "dask", "xarray", "zarr")
+CROP_PX = 512
+OVERVIEW_PX = 768
+PARTICLES_SHOWN = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A grey PNG, its name and what it shows."""
+
+    png: bytes
+    name: str
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows of text below a header."""
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A part of the report; what is empty is left out.
+
+    Parameters
+    ----------
+    title, text
+        Heading and a paragraph.
+    pictures
+        Shown beside each other, below each other on a phone.
+    table
+        Figures.
+    drawing
+        An SVG element, shown beside the table.
+    command
+        A command to copy.
+    """
+
+    title: str
+    text: str = ""
+    pictures: Sequence[Picture] = ()
+    table: Table | None = None
+    drawing: str = ""
+    command: str = ""
+
+
+def picture_images(
+    noisy: npt.NDArray[Any], denoised: npt.NDArray[Any], clean: npt.NDArray[Any] | None = None
+) -> list[Picture]:
+    """Picture images before and after, the truth where it is known, and what was taken away.
+
+    Parameters
+    ----------
+    noisy, denoised, clean : array, shape (n, h, w)
+        Of images up to 512 px the first 8 are laid out together; of larger ones the first is shown
+        whole, made smaller, and its middle pixel for pixel.
+
+    Returns
+    -------
+    list of Picture
+
+    Examples
+    --------
+    >>> noisy = np.random.default_rng(0).normal(size=(3, 16, 16))
+    >>> [picture.name for picture in picture_images(noisy, noisy / 2)]
+    ['Noisy', 'Denoised', 'Residual']
+    """
+    pixels = {"Noisy": noisy, "Denoised": denoised}
+    if clean is not None:
+        pixels["Clean"] = clean
+    pixels["Residual"] = noisy - denoised
+    # The denoised and the clean images share their grey scale, so that they can be compared by eye.
+    scales = {name: grey_limits(array) for name, array in pixels.items()}
+    scales["Clean"] = scales["Denoised"]
+    captions = {
+        "Noisy": "as recorded",
+        "Denoised": "same grey scale as clean" if clean is not None else "",
+        "Clean": "the truth, which the denoiser never saw",
+        "Residual": "noisy − denoised: should look like noise, without particles",
+    }
+    if max(noisy.shape[-2:]) <= CROP_PX:
+        laid_out = {name: montage(array[:PARTICLES_SHOWN]) for name, array in pixels.items()}
+        return [_picture(laid_out[name], name, captions[name], scales[name]) for name in pixels]
+    whole = [
+        _picture(_shrink(pixels[name][0]), f"{name}, whole", "", None)
+        for name in ("Noisy", "Denoised")
+    ]
+    return whole + [
+        _picture(_middle(array[0]), f"{name}, middle", captions[name], scales[name])
+        for name, array in pixels.items()
+    ]
+
+
+def _picture(image: npt.NDArray[Any], name: str, caption: str, limits: Limits | None) -> Picture:
+    return Picture(png=png_bytes(image, limits), name=name, caption=caption)
+
+
+def _shrink(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Average squares of pixels until the image is at most 768 px."""
+    n = -(-max(image.shape) // OVERVIEW_PX)
+    h, w = (length // n * n for length in image.shape)
+    return np.asarray(image[:h, :w].reshape(h // n, n, w // n, n).mean(axis=(1, 3)))
+
+
+def _middle(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    y, x = (max(0, (length - CROP_PX) // 2) for length in image.shape)
+    return image[y : y + CROP_PX, x : x + CROP_PX]
+
+
+def draw_power(
+    noisy: npt.NDArray[Any],
+    denoised: npt.NDArray[Any],
+    clean: npt.NDArray[Any] | None = None,
+    pixel_size_A: float | None = None,
+) -> str:
+    """Draw the power spectra of the images as SVG.
+
+    Parameters
+    ----------
+    noisy, denoised, clean : array, shape (n, h, w)
+        Images; the residual is drawn beside them.
+    pixel_size_A
+        Edge of a pixel in Å, for the axis.
+
+    Returns
+    -------
+    str
+        An SVG element.
+
+    Examples
+    --------
+    >>> noisy = np.random.default_rng(0).normal(size=(3, 16, 16))
+    >>> draw_power(noisy, noisy / 2)[:4]
+    '<svg'
+    """
+    images = {"noisy": noisy, "denoised": denoised, "residual": noisy - denoised}
+    if clean is not None:
+        images["clean"] = clean
+    return svg_text(draw_spectra(images, pixel_size_A))
+
+
+def environment_rows() -> list[tuple[str, str]]:
+    """Return what the computation ran on: versions, system, cores.
+
+    Examples
+    --------
+    >>> environment_rows()[0][0]
+    'emdask'
+    """
+    rows = [(name, version(name)) for name in LIBRARIES]
+    rows.append(("Python", platform.python_version()))
+    rows.append(("system", f"{platform.system()} {platform.machine()}"))
+    return [*rows, ("cores", str(os.cpu_count()))]
+
+
+def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return each step that a stack went through and its parameters.
+
+    Examples
+    --------
+    >>> provenance_rows({"provenance": [{"step": "bm3d", "parameters": {"sigma": 1.0}}]})
+    [('bm3d', 'sigma = 1.0')]
+    """
+    steps = attrs.get("provenance", ())
+    return [
+        (s["step"], ", ".join(f"{name} = {value}" for name, value in s["parameters"].items()))
+        for s in steps
+    ]
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    text: str,
+    headline: Sequence[tuple[str, str]],
+    sections: Sequence[Section],
+) -> Path:
+    """Write the report.
+
+    Parameters
+    ----------
+    path
+        Where to; an existing file is replaced.
+    title, text
+        Heading and first paragraph.
+    headline
+        (value, meaning) of the few figures to be read first.
+    sections
+        The rest, in order.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = f"{folder}/report.html"
+    ...     path = write_report(page, title="a < b", text="", headline=[], sections=[])
+    ...     "<h1>a &lt; b</h1>" in path.read_text(encoding="utf-8")
+    True
+    """
+    items = "".join(
+        f"<li><b>{escape(value)}</b><span>{escape(meaning)}</span></li>"
+        for value, meaning in headline
+    )
+    page = f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>
+{files("emdask").joinpath("report.css").read_text(encoding="utf-8")}</style>
+</head>
+<body><main>
+<h1>{escape(title)}</h1>
+<p class="soft">{escape(text)}</p>
+<ul class="headline">{items}</ul>
+{"".join(_section(section) for section in sections)}
+<footer>Made by emdask {version("emdask")}. This page needs no other file.</footer>
+</main></body>
+</html>
+"""
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _section(section: Section) -> str:
+    text = f"<p>{escape(section.text)}</p>" if section.text else ""
+    pictures = "".join(_figure(picture) for picture in section.pictures)
+    table = "" if section.table is None else _table(section.table)
+    drawing = f'<div class="drawing">{section.drawing}</div>' if section.drawing else ""
+    command = f"<pre>{escape(section.command)}</pre>" if section.command else ""
+    return f"""<section>
+<h2>{escape(section.title)}</h2>
+{text}{command}
+<div class="panels">{pictures}</div>
+<div class="beside">{table}{drawing}</div>
+</section>
+"""
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.png).decode("ascii")
+    name, caption = escape(picture.name), escape(picture.caption)
+    return (
+        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
+        f"<figcaption><b>{name}</b> {caption}</figcaption></figure>\n"
+    )
+
+
+def _table(table: Table) -> str:
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
+        for row in table.rows
+    )
+    return f'<div class="scroll"><table><tr>{header}</tr>\n{rows}</table></div>'
