@@ -1,1 +1,5 @@
 """Files: open and save stacks; every other file of this package is one format or one verb."""
+
+from emdask.io.reading import open_stack
+
+__all__ = ["open_stack"]

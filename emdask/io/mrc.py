@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from emdask.checks import sentence
 from emdask.errors import FormatError
+from emdask.io.files import ImageFile
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +241,24 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     return header if compression else _hold_against_size(header, file_bytes)
 
 
+def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
+    """Read what an MRC file says of itself; `read_header` in the form that all formats share."""
+    header = read_header(path)
+    n_images = header.shape[0]
+    is_short = header.n_whole < n_images
+    return ImageFile(
+        path=header.path,
+        read=read_block,
+        source=header,
+        shape=header.shape,
+        dtype=header.dtype.newbyteorder("="),
+        n_whole=header.n_whole,
+        pixel_size_A=header.pixel_size_A,
+        what_is_short=describe_size(header, os.path.getsize(header.path)) if is_short else "",
+        compression=header.compression,
+    )
+
+
 def _open_plain(path: str, compression: str) -> IO[bytes]:
     if compression == "gzip":
         return gzip.open(path)  # type: ignore[return-value]
@@ -315,17 +334,6 @@ def describe_size(header: MrcHeader, file_bytes: int) -> str:
         f"{header.path}: header says {n_images:,} images of {width}x{height} "
         f"{header.dtype.name} ({promised:,} bytes); the file has {file_bytes:,}."
     )
-
-
-def check_whole(header: MrcHeader, stop: int) -> None:
-    """Raise `FormatError` unless the images before ``stop`` are whole in the file."""
-    if stop <= header.n_whole:
-        return
-    text = describe_size(header, os.path.getsize(header.path))
-    remedy = "It is truncated; copy it again"
-    if header.n_whole:
-        remedy += f" or pass images=slice(0, {header.n_whole})"
-    raise FormatError(f"{text} {remedy}.")
 
 
 def read_block(source: MrcHeader, start: int, stop: int) -> npt.NDArray[Any]:
