@@ -1,11 +1,11 @@
 """Eight float32 values at once, for numba kernels whose loops LLVM does not vectorise by itself.
 
-A `Lanes` value is one LLVM vector of eight floats: one AVX register, or two NEON ones. Kernels load, combine and
-store such vectors explicitly, so that their speed does not hang on the moods of an auto-vectoriser, and small
-linear transforms are written out in full when a kernel is compiled.
+A `Lanes` value is one LLVM vector of eight floats: one AVX register, or two NEON ones. Kernels
+load, combine and store such vectors explicitly, so that their speed does not hang on the moods of
+an auto-vectoriser, and small linear transforms are written out in full when a kernel is compiled.
 
-Functions here are numba intrinsics: they can be called from compiled code only, take element offsets into flat
-arrays and check no bounds.
+Functions here are numba intrinsics: they can be called from compiled code only, take element
+offsets into flat arrays and check no bounds.
 """
 
 import operator
@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
@@ -57,6 +58,11 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(dmm, fe_type, VECTOR)
 
 
+def written_out(emitter: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of compiled code from one that writes its LLVM instructions."""
+    return intrinsic(emitter)  # type: ignore[no-any-return]
+
+
 def _register_operator(function: Callable[..., Any], emit: str) -> None:
     class Template(ConcreteTemplate):  # type: ignore[misc]
         cases = [signature(LANES, LANES, LANES)]  # noqa: RUF012
@@ -87,7 +93,7 @@ def _splat(value: float) -> Any:
     return ir.Constant(VECTOR, [float(np.float32(value))] * N_LANES)
 
 
-@intrinsic
+@written_out
 def load(typingctx: Any, array: Any, offset: Any) -> Any:
     """Eight consecutive values of a flat float32 array."""
 
@@ -97,7 +103,7 @@ def load(typingctx: Any, array: Any, offset: Any) -> Any:
     return LANES(array, types.intp), emit
 
 
-@intrinsic
+@written_out
 def store(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
     """Write eight consecutive values of a flat float32 array."""
 
@@ -115,7 +121,7 @@ def _spread(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(seed, ir.Constant(VECTOR, ir.Undefined), zeros)
 
 
-@intrinsic
+@written_out
 def broadcast(typingctx: Any, value: Any) -> Any:
     """One float32 in all lanes."""
 
@@ -133,19 +139,19 @@ def _select_by(comparison: str) -> Callable[..., Any]:
     return emit
 
 
-@intrinsic
+@written_out
 def minimum(typingctx: Any, left: Any, right: Any) -> Any:
     """The smaller value, lane by lane."""
     return LANES(LANES, LANES), _select_by("<")
 
 
-@intrinsic
+@written_out
 def maximum(typingctx: Any, left: Any, right: Any) -> Any:
     """The larger value, lane by lane."""
     return LANES(LANES, LANES), _select_by(">")
 
 
-@intrinsic
+@written_out
 def lanes_at_most(typingctx: Any, values: Any, limits: Any) -> Any:
     """Bit mask (int64) of the lanes where `values <= limits`."""
 
@@ -156,7 +162,7 @@ def lanes_at_most(typingctx: Any, values: Any, limits: Any) -> Any:
     return types.int64(LANES, LANES), emit
 
 
-@intrinsic
+@written_out
 def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     """Index of the lowest set bit of a non-zero int64."""
 
@@ -166,7 +172,7 @@ def trailing_zeros(typingctx: Any, mask: Any) -> Any:
     return types.int64(types.int64), emit
 
 
-@intrinsic
+@written_out
 def total(typingctx: Any, values: Any) -> Any:
     """Sum of the eight lanes, added in a fixed order."""
 
@@ -179,7 +185,7 @@ def total(typingctx: Any, values: Any) -> Any:
     return types.float32(LANES), emit
 
 
-@intrinsic
+@written_out
 def keep_above(typingctx: Any, values: Any, limits: Any) -> Any:
     """`values` where `abs(values) > limits`, zero elsewhere."""
 
@@ -190,7 +196,7 @@ def keep_above(typingctx: Any, values: Any, limits: Any) -> Any:
     return LANES(LANES, LANES), emit
 
 
-@intrinsic
+@written_out
 def ones_above(typingctx: Any, values: Any, limits: Any) -> Any:
     """One where `abs(values) > limits`, zero elsewhere."""
 
@@ -201,7 +207,8 @@ def ones_above(typingctx: Any, values: Any, limits: Any) -> Any:
 
 
 def _is_above(builder: Any, values: Any, limits: Any) -> Any:
-    absolute = builder.module.declare_intrinsic("llvm.fabs", [VECTOR])
+    kind = ir.FunctionType(VECTOR, [VECTOR])
+    absolute = cgutils.get_or_insert_function(builder.module, kind, "llvm.fabs.v8f32")
     return builder.fcmp_ordered(">", builder.call(absolute, [values]), limits)
 
 
@@ -216,11 +223,11 @@ def block_transform(matrix: Any) -> Callable[..., None]:
     Returns
     -------
     intrinsic
-        `transform(source, offset, stride, target, target_offset)`: reads the block whose rows start at
-        `source[offset + row * stride]` and writes the transpose of its transform as 64 values.
+        `transform(source, offset, stride, target, target_offset)`: reads the block whose rows start
+        at `source[offset + row * stride]` and writes the transpose of its transform as 64 values.
     """
 
-    @intrinsic
+    @written_out
     def transform(
         typingctx: Any, source: Any, offset: Any, stride: Any, target: Any, target_offset: Any
     ) -> Any:
@@ -233,7 +240,7 @@ def block_transform(matrix: Any) -> Callable[..., None]:
 
         return types.void(source, types.intp, types.intp, target, types.intp), emit
 
-    return transform  # type: ignore[no-any-return]
+    return transform
 
 
 def add_weighted_block(matrix: Any) -> Callable[..., None]:
@@ -247,11 +254,12 @@ def add_weighted_block(matrix: Any) -> Callable[..., None]:
     Returns
     -------
     intrinsic
-        `add(source, offset, window, target, target_offset, stride)`: `source` holds 64 values as written by
-        `block_transform`, `window` 64 weights, and row r is added at `target[target_offset + r * stride]`.
+        `add(source, offset, window, target, target_offset, stride)`: `source` holds 64 values as
+        written by `block_transform`, `window` 64 weights, and row r is added at
+        `target[target_offset + r * stride]`.
     """
 
-    @intrinsic
+    @written_out
     def add(
         typingctx: Any,
         source: Any,
@@ -277,7 +285,7 @@ def add_weighted_block(matrix: Any) -> Callable[..., None]:
 
         return types.void(source, types.intp, window, target, types.intp, types.intp), emit
 
-    return add  # type: ignore[no-any-return]
+    return add
 
 
 def _row_pointers(
