@@ -10,7 +10,6 @@ are those of zarr-python, which spends up to 5 times the CPU on them.
 from __future__ import annotations
 
 import os
-import uuid
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from emdask.checks import sentence
 from emdask.errors import FormatError
+from emdask.io.output import replace_file
 
 Images = npt.NDArray[Any]
 ABSENT = 2**64 - 1  # offset and length of an inner chunk that is not there
@@ -73,7 +73,7 @@ class Shards:
         return Path(self.folder, "c", str(number), "0", "0")
 
 
-def write_shard(shards: Shards, images: Images, start: int) -> None:
+def write_shard(shards: Shards, images: Images, start: int, drafts: Path) -> None:
     """Write one whole shard; it takes its name only when all of it is there.
 
     Parameters
@@ -84,6 +84,8 @@ def write_shard(shards: Shards, images: Images, start: int) -> None:
         All images of the shard.
     start
         Position of the first image; a multiple of ``shards.shard``.
+    drafts
+        Folder for the file while it is written, on the same file system.
     """
     number, rest = divmod(start, shards.shard)
     size = min(shards.shard, shards.shape[0] - start)
@@ -93,27 +95,7 @@ def write_shard(shards: Shards, images: Images, start: int) -> None:
         raise ValueError(sentence(shards.folder, rule, (start, images.shape)))
     path = shards.path(number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, compose_shard(shards, images))
-
-
-def replace_file(path: Path, parts: list[Any]) -> None:
-    """Write a file under another name, then give it its own: it is whole or not there.
-
-    Parameters
-    ----------
-    path
-        The file.
-    parts
-        Contents, bytes-like.
-    """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.draft")
-    try:
-        with open(draft, "wb") as file:
-            file.writelines(parts)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    replace_file(path, compose_shard(shards, images), drafts)
 
 
 def compose_shard(shards: Shards, images: Images) -> list[Any]:
@@ -275,9 +257,10 @@ def _fill(file: IO[bytes], offset: int, target: npt.NDArray[Any], path: Path) ->
     view = target.reshape(-1).view(np.uint8).data
     done = 0
     if offset >= 0:
+        file.seek(offset)
         while done < len(view):
-            n_read = os.preadv(file.fileno(), [view[done:]], offset + done)
-            if n_read == 0:
+            n_read = file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not n_read:
                 break
             done += n_read
     if done < len(view):

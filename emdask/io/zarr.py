@@ -253,7 +253,7 @@ def read_zarr(source: ZarrSource, start: int, stop: int) -> npt.NDArray[Any]:
 @lru_cache(maxsize=16)
 def _open_array(source: ZarrSource) -> Any:
     node = zarr.open(LocalStore(source.path, read_only=True), mode="r")
-    return node[source.name] if source.name else node
+    return node[source.name] if isinstance(node, zarr.Group) else node
 
 
 def create_zarr(shards: Shards, stack: xr.DataArray) -> None:
