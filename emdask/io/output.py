@@ -46,9 +46,9 @@ class Output:
     arrange
         ``stack -> stack`` in the chunks that the format can write.
     plan
-        ``(stack, folder, name, options) -> target``: a small picklable record with ``path``, ``dtype``,
-        ``compression`` and ``n_bytes``; checks all that can be checked and writes nothing. ``folder``
-        is where the output will be made, ``name`` what it will be called.
+        ``(stack, folder, name, options) -> target``: a small picklable record with ``path``,
+        ``dtype``, ``compression`` and ``n_bytes``; checks all that can be checked and writes
+        nothing. ``folder`` is where the output will be made, ``name`` what it will be called.
     create
         ``(target, stack)``: write all but the pixels into the folder.
     write
