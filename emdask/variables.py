@@ -44,6 +44,7 @@ VARIABLES: tuple[Variable, ...] = (
         dtype="i8",
         unit="",
         meaning="number of the image, kept through selections; seeds follow it",
+        relion=("rlnParticleId",),
     ),
     Variable(
         name="micrograph",

@@ -190,9 +190,23 @@ def inspect_files(paths: Sequence[str | os.PathLike[str]]) -> list[ImageFile]:
         For the first file, in their order, that is absent or is no file of images.
     """
     if len(paths) == 1:
-        return [inspect_file(paths[0])]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(inspect_file, paths))
+        files = [inspect_file(paths[0])]
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            files = list(pool.map(inspect_file, paths))
+    _note_packed([file for file in files if file.compression])
+    return files
+
+
+def _note_packed(packed: Sequence[ImageFile]) -> None:
+    if packed:
+        logger.warning(
+            "%s: a %s file cannot be sliced lazily: every block unpacks it from its start%s. "
+            "Unpack large files first.",
+            packed[0].path,
+            packed[0].compression,
+            f" ({len(packed)} such files)" if len(packed) > 1 else "",
+        )
 
 
 def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
@@ -211,13 +225,6 @@ def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
         raise FormatError(f"{name}: {unknown_suffix(IMAGE_FORMATS)}")
     check_file(name)
     file: ImageFile = importlib.import_module(module).inspect_file(name)
-    if file.compression:
-        logger.warning(
-            "%s: a %s file cannot be sliced lazily: every block unpacks it from its start. "
-            "Unpack the file first where it is large.",
-            name,
-            file.compression,
-        )
     return file
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -236,15 +236,17 @@ def _tokens(line: str) -> list[str]:
     return words
 
 
-def format_star(tables: Mapping[str, Mapping[str, Column]], loops: bool = True) -> Iterator[str]:
+def format_star(
+    tables: Mapping[str, Mapping[str, Column]], lists: Collection[str] = ()
+) -> Iterator[str]:
     """Write tables as the text of a STAR file, a piece at a time.
 
     Parameters
     ----------
     tables
         Table name to label to column, all columns of a table of one length.
-    loops
-        False writes tables of one row without ``loop_``.
+    lists
+        Names of tables to be written without ``loop_`` where they have one row.
 
     Yields
     ------
@@ -259,7 +261,7 @@ def format_star(tables: Mapping[str, Mapping[str, Column]], loops: bool = True) 
     Examples
     --------
     >>> print("".join(format_star({"optics": {"rlnVoltage": np.array([300.0])}})))
-    # version 50001
+    # version 30001
     <BLANKLINE>
     data_optics
     <BLANKLINE>
@@ -270,9 +272,9 @@ def format_star(tables: Mapping[str, Mapping[str, Column]], loops: bool = True) 
     <BLANKLINE>
     """
     for name, table in tables.items():
-        yield f"# version 50001\n\ndata_{name}\n\n"
+        yield f"# version 30001\n\ndata_{name}\n\n"
         columns = [_words(column) for column in table.values()]
-        if not loops and columns and len(columns[0]) == 1:
+        if name in lists and columns and len(columns[0]) == 1:
             width = max(map(len, table)) + 1
             for label, column in zip(table, columns, strict=True):
                 yield f"{'_' + label:<{width}} {column[0]}\n"

@@ -1,0 +1,562 @@
+"""RELION STAR files: particles and micrographs, 3.0 (one flat table) and 3.1 to 5 (optics groups).
+
+Both are read as 3.1: a flat table is split into optics groups first, as RELION itself does. Labels
+of `emdask.variables` become coordinates and attributes by their names; every other label stays what
+it is, in coordinates (rows) or in ``attrs["relion"]`` (optics groups and other tables), and is
+written back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from emdask.checks import sentence
+from emdask.errors import FormatError, StackError
+from emdask.io.files import ImageFile, inspect_files, read_files
+from emdask.io.star_text import Column, Table, format_star, parse_star
+from emdask.stack import build_stack
+from emdask.variables import VARIABLES, Variable
+
+IMAGE = "rlnImageName"
+MICROGRAPH = "rlnMicrographName"
+ORIGINAL = "rlnImageOriginalName"
+GROUP = "rlnOpticsGroup"
+GROUP_NAME = "rlnOpticsGroupName"
+MAGNIFICATION = "rlnMagnification"
+DETECTOR_UM = "rlnDetectorPixelSize"
+SHIFT_PX = ("rlnOriginX", "rlnOriginY")
+# Where the pixel size is written to, by kind of stack; read from there first.
+PIXEL_SIZE = {"particles": "rlnImagePixelSize", "micrographs": "rlnMicrographPixelSize"}
+OTHER_PIXEL_SIZES = (
+    "rlnImagePixelSize",
+    "rlnPixelSize",
+    "rlnMicrographPixelSize",
+    "rlnMicrographOriginalPixelSize",
+)
+# What a flat table says in every row, and RELION 3.1 once a group.
+FLAT_OPTICS = (
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+    MAGNIFICATION,
+    DETECTOR_UM,
+)
+DERIVED = ("rlnImageSize", "rlnImageDimensionality")
+OWN_TABLE = "emdask"
+OWN_LABEL = "emdaskAttributes"
+TEXT_LABELS = (IMAGE, MICROGRAPH, ORIGINAL, GROUP_NAME, OWN_LABEL)
+OPTICS_VARIABLES = tuple(v for v in VARIABLES if v.optics)
+ROW_VARIABLES = tuple(v for v in VARIABLES if v.relion and not v.optics)
+
+
+def open_star(
+    path: str | os.PathLike[str],
+    *,
+    chunks: int | str = "auto",
+    project_folder: str | os.PathLike[str] | None = None,
+) -> xr.DataArray:
+    """Open the images that a RELION STAR file names, in its order.
+
+    Parameters
+    ----------
+    path
+        The STAR file.
+    chunks
+        Images in a block, or "auto".
+    project_folder
+        Folder that the paths in the file start from; None looks for it.
+
+    Returns
+    -------
+    xarray.DataArray, dims (image, y, x)
+        Lazy; see `emdask.open_stack`.
+
+    Raises
+    ------
+    FormatError
+        If it is no STAR file, names no images, or asks for an image that its file has not.
+    FileNotFoundError
+        If a file that it names is not there.
+    StackError
+        If the images differ in size.
+    """
+    name = os.fspath(path)
+    tables = parse_star(Path(name).read_bytes(), name, TEXT_LABELS)
+    table_name, rows = _find_rows(name, tables)
+    optics = tables.get("optics", {})
+    if not optics and GROUP not in rows:
+        optics, rows = split_optics(rows)
+    is_micrographs = table_name == "micrographs" or IMAGE not in rows
+    kind = "micrographs" if is_micrographs else "particles"
+    files, file_of, index_of = _find_images(name, rows, project_folder)
+    pixels = read_files(files, file_of, index_of, chunks)
+
+    groups = _match_groups(name, rows, optics, len(file_of))
+    known = _read_optics(kind, rows, optics, groups)
+    known.setdefault("pixel_size_A", _header_sizes(files)[file_of])
+    coords = _read_rows(name, kind, rows, known["pixel_size_A"])
+    coords.setdefault("image_id", np.arange(len(file_of)))
+    attrs: dict[str, Any] = {"kind": kind}
+    _place(known, attrs, coords)
+    attrs |= _keep_others(kind, table_name, tables, optics, groups)
+    return build_stack(pixels, coords, attrs)
+
+
+def _find_rows(path: str, tables: Mapping[str, Table]) -> tuple[str, Table]:
+    """Find the table with a row an image."""
+    for label in (IMAGE, MICROGRAPH):
+        for name, table in tables.items():
+            if label in table and name != "optics":
+                if len(table[label]) == 0:
+                    raise FormatError(f"{path}: data_{name} must have at least one row; got none.")
+                return name, table
+    labels = sorted({label for table in tables.values() for label in table})
+    remedy = f"It has {', '.join(labels) or 'no labels'}."
+    if "rlnMicrographMovieName" in labels:
+        remedy = "It lists movies: open the STAR file of the micrographs made from them."
+    rule = f"a table must have the label {IMAGE} or {MICROGRAPH}"
+    raise FormatError(sentence(path, rule, remedy=remedy))
+
+
+def split_optics(rows: Table) -> tuple[Table, Table]:
+    """Split a flat table of RELION 3.0 into optics groups and rows.
+
+    Examples
+    --------
+    >>> optics, rows = split_optics({"rlnVoltage": np.array([300.0, 200.0, 300.0])})
+    >>> rows["rlnOpticsGroup"], optics["rlnVoltage"]
+    (array([2, 1, 2]), array([200., 300.]))
+    """
+    n_rows = len(next(iter(rows.values())))
+    labels = [label for label in FLAT_OPTICS if label in rows and rows[label].dtype.kind in "if"]
+    first, group_of = _unique_rows([rows[label] for label in labels], n_rows)
+    optics: Table = {
+        GROUP: np.arange(1, len(first) + 1),
+        GROUP_NAME: np.array([f"opticsGroup{i + 1}" for i in range(len(first))], object),
+        **{label: rows[label][first] for label in labels},
+    }
+    rest = {label: column for label, column in rows.items() if label not in labels}
+    return optics, {**rest, GROUP: group_of + 1}
+
+
+def _unique_rows(
+    columns: Sequence[Column], n_rows: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """First row of each different combination, and the combination of each row."""
+    if not columns:
+        return np.zeros(1, np.int64), np.zeros(n_rows, np.int64)
+    values = np.column_stack([column.astype(np.float64) for column in columns])
+    if (values == values[0]).all():
+        return np.zeros(1, np.int64), np.zeros(n_rows, np.int64)
+    _, first, group_of = np.unique(values, axis=0, return_index=True, return_inverse=True)
+    return first, group_of.reshape(-1)
+
+
+# The files of the images
+
+
+def _find_images(
+    star: str, rows: Table, project_folder: str | os.PathLike[str] | None
+) -> tuple[list[ImageFile], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    label = IMAGE if IMAGE in rows else MICROGRAPH
+    names: dict[str, int] = {}
+    file_of, index_of = [], []
+    for i, word in enumerate(rows[label].tolist()):
+        number, at, rest = word.partition("@")
+        if at and not number.isdecimal():
+            rule = f"row {i + 1}: {label} must read as 000001@stack.mrcs or as a file"
+            raise FormatError(sentence(star, rule, word))
+        name = rest if at else word
+        file_of.append(names.setdefault(name, len(names)))
+        index_of.append(int(number) - 1 if at else 0)
+    paths = find_named_files(star, list(names), project_folder)
+    files = inspect_files(paths)
+    file_numbers, indices = np.array(file_of), np.array(index_of)
+    _check_indices(star, files, file_numbers, indices)
+    return files, file_numbers, indices
+
+
+def find_named_files(
+    star: str, names: Sequence[str], project_folder: str | os.PathLike[str] | None = None
+) -> list[str]:
+    """Find the files that a STAR file names.
+
+    Parameters
+    ----------
+    star
+        The STAR file.
+    names
+        Paths as they stand in it.
+    project_folder
+        Folder they start from, where they may also lie without their own folders; None tries the
+        STAR file's folder, each folder above it, and the working directory.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    FileNotFoundError
+        If one is in none of these places.
+    """
+    roots = list(_roots(star)) if project_folder is None else [os.fspath(project_folder)]
+    paths = []
+    for name in names:
+        tries = [os.path.join(root, name) for root in roots]
+        if project_folder is not None:
+            tries.append(os.path.join(roots[0], os.path.basename(name)))
+        found = next((i for i, path in enumerate(tries) if os.path.isfile(path)), None)
+        if found is None:
+            raise FileNotFoundError(_say_missing(star, name, project_folder))
+        paths.append(os.path.normpath(tries[found]))
+        if project_folder is None:
+            roots.insert(0, roots.pop(found))
+    return paths
+
+
+def _roots(star: str) -> Iterator[str]:
+    """The STAR file's folder and those above it; RELION's links to jobs as they stand first."""
+    seen = set()
+    for start in (os.path.abspath(star), os.path.realpath(star)):
+        for folder in Path(start).parents:
+            if folder not in seen:
+                seen.add(folder)
+                yield os.path.relpath(folder) if not os.path.isabs(star) else str(folder)
+    yield ""
+
+
+def _say_missing(star: str, name: str, project_folder: object) -> str:
+    if project_folder is not None:
+        return f"{star}: it names {name}, which is not in {project_folder}. Copy it there."
+    remedy = "Copy it there, or pass project_folder= with the folder that its paths start from."
+    folder = os.path.dirname(os.path.abspath(star))
+    return f"{star}: it names {name}, which is not in {folder} nor in a folder above it. {remedy}"
+
+
+def _check_indices(
+    star: str,
+    files: Sequence[ImageFile],
+    file_of: npt.NDArray[np.int64],
+    index_of: npt.NDArray[np.int64],
+) -> None:
+    n_images = np.array([file.shape[0] for file in files])[file_of]
+    wrong = np.flatnonzero((index_of < 0) | (index_of >= n_images))
+    if len(wrong):
+        row = int(wrong[0])
+        file = files[file_of[row]]
+        rule = f"row {row + 1} must name an image of {file.path} from 1 to {file.shape[0]}"
+        more = f" {len(wrong) - 1} more rows do so." if len(wrong) > 1 else ""
+        raise FormatError(f"{star}: {rule}; got {int(index_of[row]) + 1}.{more}")
+    whole = np.array([file.n_whole for file in files])[file_of]
+    for row in np.flatnonzero(index_of >= whole)[:1]:
+        files[file_of[row]].check_whole(int(index_of[row]) + 1)
+
+
+# From labels to variables
+
+
+def _match_groups(path: str, rows: Table, optics: Table, n_images: int) -> npt.NDArray[np.int64]:
+    """Row of the optics table for each image."""
+    if GROUP not in rows or not optics:
+        return np.zeros(n_images, np.int64)
+    if GROUP not in optics:
+        raise FormatError(f"{path}: data_optics must have the label {GROUP}.")
+    numbers = _integers(path, GROUP, optics[GROUP])
+    wanted = _integers(path, GROUP, rows[GROUP])
+    order = np.argsort(numbers)
+    place = order[np.minimum(np.searchsorted(numbers, wanted, sorter=order), len(order) - 1)]
+    wrong = np.flatnonzero(numbers[place] != wanted)
+    if len(wrong):
+        rule = f"row {wrong[0] + 1}: {GROUP} must be one of data_optics, {numbers.tolist()}"
+        raise FormatError(sentence(path, rule, int(wrong[0])))
+    return place
+
+
+def _read_optics(
+    kind: str, rows: Table, optics: Table, groups: npt.NDArray[np.int64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """What is known of the microscope, for each image."""
+    per_image = {
+        label: rows[label] if label in rows else optics[label][groups]
+        for label in {*OTHER_PIXEL_SIZES, *FLAT_OPTICS}
+        if label in rows or label in optics
+    }
+    numbers = {
+        label: column.astype(np.float64)
+        for label, column in per_image.items()
+        if column.dtype.kind in "if"
+    }
+    known = {v.name: numbers[v.relion[0]] for v in OPTICS_VARIABLES if v.relion[0] in numbers}
+    known.pop("pixel_size_A", None)
+    size_A = _pixel_size(kind, numbers)
+    return known if size_A is None else {**known, "pixel_size_A": size_A}
+
+
+def _pixel_size(
+    kind: str, numbers: Mapping[str, npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64] | None:
+    if PIXEL_SIZE[kind] in numbers:
+        return numbers[PIXEL_SIZE[kind]]
+    if MAGNIFICATION in numbers and DETECTOR_UM in numbers and (numbers[MAGNIFICATION] > 0).all():
+        return numbers[DETECTOR_UM] * 1e4 / numbers[MAGNIFICATION]
+    return next((numbers[label] for label in OTHER_PIXEL_SIZES if label in numbers), None)
+
+
+def _header_sizes(files: Sequence[ImageFile]) -> npt.NDArray[np.float64]:
+    sizes = [np.nan if file.pixel_size_A is None else file.pixel_size_A for file in files]
+    return np.array(sizes, np.float64)
+
+
+def _read_rows(
+    path: str, kind: str, rows: Table, pixel_size_A: npt.NDArray[np.float64]
+) -> dict[str, Any]:
+    """Coordinates of the rows: known labels by their variables' names, others by their own."""
+    rest = dict(rows)
+    image_names = rest.pop(IMAGE, None)
+    for label in _optics_labels(kind):
+        rest.pop(label, None)
+    _turn_shifts(rest, pixel_size_A)
+    coords: dict[str, Any] = {}
+    for variable in ROW_VARIABLES:
+        for label in [label for label in variable.relion if label in rest][:1]:
+            coords[variable.name] = _as_type(path, variable, label, rest.pop(label))
+    for label, column in rest.items():
+        coords[label] = column.astype(str) if column.dtype.kind == "O" else column
+    if kind == "particles" and image_names is not None:
+        # The name of the particle that it was: RELION's way back from images that were changed.
+        coords.setdefault(ORIGINAL, image_names.astype(str))
+    return coords
+
+
+def _optics_labels(kind: str) -> tuple[str, ...]:
+    """Labels that the variables of a stack of this kind say themselves."""
+    labels = (v.relion[0] for v in OPTICS_VARIABLES if v.name != "pixel_size_A")
+    return (*labels, PIXEL_SIZE[kind])
+
+
+def _turn_shifts(rest: Table, pixel_size_A: npt.NDArray[np.float64]) -> None:
+    """Turn RELION 3.0's shifts, in pixels, into Å where the pixel size is known."""
+    if not np.isfinite(pixel_size_A).all():
+        return
+    for label in SHIFT_PX:
+        if label in rest and rest[label].dtype.kind in "if":
+            shift_A = rest.pop(label) * pixel_size_A
+            rest.setdefault(f"{label}Angst", shift_A)
+
+
+def _as_type(path: str, variable: Variable, label: str, column: Column) -> npt.NDArray[Any]:
+    if variable.dtype == "U":
+        return column.astype(str)
+    if column.dtype.kind not in "if":
+        raise FormatError(f"{path}: {label} must hold numbers; got {_first_word(column)!r}.")
+    return _integers(path, label, column) if variable.dtype == "i8" else column.astype(np.float64)
+
+
+def _first_word(column: Column) -> str:
+    for word in column.tolist():
+        try:
+            float(word)
+        except ValueError:
+            return str(word)
+    return str(column[0])
+
+
+def _integers(path: str, label: str, column: Column) -> npt.NDArray[np.int64]:
+    if column.dtype.kind not in "if" or not np.isfinite(column).all() or (column % 1).any():
+        raise FormatError(f"{path}: {label} must hold whole numbers; got {column[0]!r}.")
+    return column.astype(np.int64)
+
+
+def _place(
+    known: Mapping[str, npt.NDArray[np.float64]], attrs: dict[str, Any], coords: dict[str, Any]
+) -> None:
+    """One value for all images is an attribute, values that differ are a coordinate."""
+    for name, values in known.items():
+        if np.isnan(values).all():
+            continue
+        if (values == values[0]).all():
+            attrs[name] = float(values[0])
+        else:
+            coords[name] = values
+
+
+def _keep_others(
+    kind: str,
+    table_name: str,
+    tables: Mapping[str, Table],
+    optics: Table,
+    groups: npt.NDArray[np.int64],
+) -> dict[str, Any]:
+    """Attributes for what has no variable: other labels of the optics groups, other tables."""
+    used = np.unique(groups)
+    skip = {*_optics_labels(kind), *DERIVED}
+    kept = {label: column[used].tolist() for label, column in optics.items() if label not in skip}
+    others = {
+        name: {label: column.tolist() for label, column in table.items()}
+        for name, table in tables.items()
+        if name not in ("optics", table_name, OWN_TABLE)
+    }
+    relion = {"optics": kept} if kept else {}
+    relion |= {"tables": others} if others else {}
+    own = json.loads(str(tables.get(OWN_TABLE, {}).get(OWN_LABEL, ["{}"])[0]))
+    return {**({"relion": relion} if relion else {}), **own}
+
+
+# Writing
+
+
+def write_star(
+    stack: xr.DataArray, star_path: str | os.PathLike[str], image_names: Sequence[str]
+) -> None:
+    """Write the STAR file of a stack, in the form of RELION 3.1 and later.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray, dims (image, y, x)
+        What `emdask.open_stack` knows of the images: coordinates and attributes; no pixel is read.
+    star_path
+        The file; one that exists is replaced, at once and as a whole.
+    image_names
+        Where each image lies, as "000001@clean.mrcs", or a file for each micrograph, relative to
+        the STAR file.
+
+    Raises
+    ------
+    StackError
+        If there is not one name an image.
+
+    Examples
+    --------
+    >>> import dask.array as da, pathlib, tempfile
+    >>> star = pathlib.Path(tempfile.mkdtemp()) / "one.star"
+    >>> stack = build_stack(da.zeros((1, 8, 8)), {"half_set": [2]}, {"pixel_size_A": 1.5})
+    >>> write_star(stack, star, ["000001@one.mrcs"])
+    >>> print(star.read_text().rstrip().splitlines()[-1])
+    000001@one.mrcs 2 1
+    """
+    n_images = stack.sizes["image"]
+    if len(image_names) != n_images:
+        raise StackError(sentence("write_star", f"needs {n_images} names", len(image_names)))
+    kind = "micrographs" if stack.attrs.get("kind") == "micrographs" else "particles"
+    optics, groups = _build_optics(stack, kind)
+    rows = _build_rows(stack, kind, np.asarray(image_names), groups)
+    others = {
+        name: {label: np.asarray(column) for label, column in table.items()}
+        for name, table in stack.attrs.get("relion", {}).get("tables", {}).items()
+    }
+    tables = {**_build_own(stack), **others, "optics": optics, kind: rows}
+    lists = {OWN_TABLE, *others}
+    _replace_file(Path(star_path), format_star(tables, lists))
+
+
+def _build_optics(stack: xr.DataArray, kind: str) -> tuple[Table, npt.NDArray[np.int64]]:
+    """Optics table, and the group of each image."""
+    n_images = stack.sizes["image"]
+    varying = [v.name for v in OPTICS_VARIABLES if _is_along_image(stack, v.name)]
+    old = _along_image(stack, "optics_group", np.ones(n_images, np.int64))
+    first, group_of = _unique_rows([old, *(stack[name].values for name in varying)], n_images)
+    # The groups keep their numbers unless one of them has come apart.
+    numbers = (
+        old[first]
+        if len(set(old[first].tolist())) == len(first)
+        else first * 0 + np.arange(1, len(first) + 1)
+    )
+    table: Table = {GROUP: numbers, **_kept_optics(stack, old[first], numbers)}
+    for variable in OPTICS_VARIABLES:
+        label = PIXEL_SIZE[kind] if variable.name == "pixel_size_A" else variable.relion[0]
+        if variable.name in varying:
+            table[label] = stack[variable.name].values[first]
+        elif variable.name in stack.attrs:
+            table[label] = np.full(len(first), float(stack.attrs[variable.name]))
+    if kind == "particles":
+        table["rlnImageSize"] = np.full(len(first), stack.sizes["x"])
+        table["rlnImageDimensionality"] = np.full(len(first), 2)
+    return table, numbers[group_of]
+
+
+def _kept_optics(
+    stack: xr.DataArray, old: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]
+) -> Table:
+    """Labels of the optics groups that came with the stack, for its groups of today."""
+    kept = stack.attrs.get("relion", {}).get("optics", {})
+    names = np.array([f"opticsGroup{number}" for number in numbers.tolist()], object)
+    if not set(old.tolist()) <= set(kept.get(GROUP, ())):
+        return {GROUP_NAME: names}
+    place = [kept[GROUP].index(number) for number in old.tolist()]
+    table: Table = {GROUP_NAME: names}
+    for label, values in kept.items():
+        if label != GROUP:
+            column = np.empty(len(place), object)
+            column[:] = [values[i] for i in place]
+            table[label] = column
+    if (old != numbers).any():
+        table[GROUP_NAME] = names
+    return table
+
+
+def _build_rows(
+    stack: xr.DataArray,
+    kind: str,
+    image_names: npt.NDArray[Any],
+    groups: npt.NDArray[np.int64],
+) -> Table:
+    is_in_stack = kind == "particles" or any("@" in name for name in image_names.tolist())
+    rows: Table = {IMAGE if is_in_stack else MICROGRAPH: image_names}
+    known = {"optics_group", *(v.name for v in OPTICS_VARIABLES)}
+    for variable in ROW_VARIABLES:
+        if variable.name in stack.coords and variable.name not in known:
+            known.add(variable.name)
+            values = stack[variable.name].values
+            is_count = variable.name == "image_id" and np.array_equal(
+                values, np.arange(len(values))
+            )
+            if not is_count:
+                rows.setdefault(variable.relion[0], values)
+    for name in stack.coords:
+        if name not in known and _is_along_image(stack, str(name)):
+            rows.setdefault(str(name), stack[name].values)
+    return {**rows, GROUP: groups}
+
+
+def _is_along_image(stack: xr.DataArray, name: str) -> bool:
+    return name in stack.coords and stack[name].dims == ("image",)
+
+
+def _along_image(stack: xr.DataArray, name: str, default: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return stack[name].values if _is_along_image(stack, name) else default
+
+
+def _build_own(stack: xr.DataArray) -> dict[str, Table]:
+    """Attributes that no RELION label says, such as the provenance, as JSON."""
+    said = {"kind", "relion", *(v.name for v in OPTICS_VARIABLES)}
+    rest = {name: value for name, value in stack.attrs.items() if name not in said}
+    if not rest:
+        return {}
+    # An apostrophe would end the quoted text of the STAR file.
+    text = json.dumps(rest, default=_plain).replace("'", "\\u0027")
+    return {OWN_TABLE: {OWN_LABEL: np.array([text], object)}}
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def _replace_file(path: Path, pieces: Iterator[str]) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
