@@ -1,0 +1,331 @@
+"""What the commands of the command line do; `emdask.cli` parses their arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from emdask.checks import require, sentence
+from emdask.cluster import connect
+from emdask.console import (
+    Stopwatch,
+    bytes_text,
+    count_text,
+    follow_images,
+    rate_text,
+    say,
+    say_table,
+)
+from emdask.denoisers import FAMILY, denoise, learn_denoiser
+from emdask.io import open_stack, save_stack
+from emdask.method import find_method, list_methods
+from emdask.variables import BY_NAME
+
+PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
+IMAGES_SHOWN = 16
+MICROGRAPHS_SHOWN = 1
+IMAGES_OF_NOISE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where the work runs.
+
+    Parameters
+    ----------
+    n_workers
+        Worker processes on this machine; None for one a core.
+    scheduler
+        Address of a running Dask scheduler, or "" for this machine.
+    """
+
+    n_workers: int | None = None
+    scheduler: str = ""
+
+    def connect(self) -> Any:
+        """Return a Dask client, to be used as a context manager."""
+        return connect(self.scheduler or "local", n_workers=self.n_workers, quiet=True)
+
+
+def show_info(paths: Sequence[str]) -> None:
+    """Print what a stack is, without reading more than its first images.
+
+    Parameters
+    ----------
+    paths
+        Files or patterns, as `emdask.open_stack` takes them.
+    """
+    stack = open_stack(list(paths))
+    say_table((), _shape_rows(stack, paths))
+    rows = _coordinate_rows(stack)
+    if rows:
+        say()
+        say_table(("known of each image", "unit", "values", "meaning"), rows)
+    steps = stack.attrs.get("provenance", ())
+    if steps:
+        say()
+        say_table(("step", "parameters"), [_step_row(step) for step in steps])
+
+
+def _shape_rows(stack: xr.DataArray, paths: Sequence[str]) -> list[tuple[str, str]]:
+    n, h, w = stack.shape
+    chunk = stack.chunks[0][0] if stack.chunks else n
+    chunk_bytes = chunk * h * w * stack.dtype.itemsize
+    rows = [
+        ("file", ", ".join(paths)),
+        ("images", f"{n:,} of {w} x {h} pixels (x, y), {stack.dtype}"),
+        ("size", bytes_text(stack.nbytes)),
+        ("chunks", f"{count_text(chunk)}, {bytes_text(chunk_bytes)} each"),
+    ]
+    for name, value in stack.attrs.items():
+        if name != "provenance":
+            unit = BY_NAME[name].unit if name in BY_NAME else ""
+            rows.append((name, f"{_value_text(value)} {unit}".rstrip()))
+    return [*rows, ("noise", _noise_text(stack))]
+
+
+def _noise_text(stack: xr.DataArray) -> str:
+    """Standard deviation of the noise of the first images, as far as it is white."""
+    from emdask.kernels.noise import estimate_sigma
+
+    first = stack[: IMAGES_OF_NOISE if stack.attrs.get("kind") == "particles" else 1]
+    sigmas = estimate_sigma(first.values)
+    which = "image" if len(sigmas) == 1 else f"{len(sigmas)} images"
+    return f"sigma {', '.join(f'{sigma:.4g}' for sigma in sigmas)} (estimate, first {which})"
+
+
+def _coordinate_rows(stack: xr.DataArray) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, coordinate in stack.coords.items():
+        variable = BY_NAME.get(str(name))
+        unit, meaning = (variable.unit, variable.meaning) if variable else ("", "")
+        rows.append((str(name), unit, _range_text(coordinate.values), meaning))
+    return rows
+
+
+def _range_text(values: Any) -> str:
+    if values.dtype.kind in "iuf":
+        low, high = values.min(), values.max()
+        return _value_text(low) if low == high else f"{_value_text(low)} to {_value_text(high)}"
+    different = np.unique(values.astype(str))
+    return str(different[0]) if len(different) == 1 else f"{len(different):,} different"
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{', '.join(value)} (kept for the STAR file)"
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
+    pairs = (f"{name}={_value_text(value)}" for name, value in step["parameters"].items())
+    return str(step["step"]), ", ".join(pairs)
+
+
+def show_methods(name: str | None = None) -> None:
+    """Print the methods and their parameters, from their records.
+
+    Parameters
+    ----------
+    name
+        Of one method; None for all.
+    """
+    rows = []
+    for method in list_methods(FAMILY) if name is None else (name,):
+        record = find_method(FAMILY, method)
+        for field in dataclasses.fields(record.params):
+            about = field.metadata
+            rows.append(
+                (method, field.name, str(field.default), about.get("unit", ""), about["meaning"])
+            )
+            method = ""
+    say_table(("method", "parameter", "default", "unit", "meaning"), rows)
+    say()
+    say("emdask denoise IN OUT --method NAME --parameter VALUE, with - for _ in the name.")
+
+
+def convert_files(
+    paths: Sequence[str], out: str, *, dtype: str | None, resume: bool, overwrite: bool
+) -> None:
+    """Copy a stack into another format.
+
+    Parameters
+    ----------
+    paths
+        Files or patterns, as `emdask.open_stack` takes them.
+    out
+        Target; its ending says the format.
+    dtype
+        Type of the pixels written; None keeps it.
+    resume, overwrite
+        As of `emdask.save_stack`.
+    """
+    stack = open_stack(list(paths))
+    if dtype is not None:
+        require(_is_real(dtype), "convert", "dtype must be a type of real numbers", dtype)
+    watch = Stopwatch()
+    with follow_images("convert") as on_progress:
+        path = save_stack(stack, out, resume=resume, overwrite=overwrite, on_progress=on_progress)
+    say(f"{count_text(stack.shape[0])} ({rate_text(stack.shape[0], watch.seconds)}) -> {path}")
+
+
+def _is_real(dtype: str) -> bool:
+    try:
+        return np.dtype(dtype).kind in "iuf"
+    except TypeError:
+        return False
+
+
+def denoise_files(
+    paths: Sequence[str],
+    out: str,
+    *,
+    method: str,
+    parameters: Mapping[str, Any],
+    device: str | None,
+    bad_pixels: str,
+    workers: Workers,
+    resume: bool,
+    overwrite: bool,
+    preview: Path | None,
+    report: Path | None,
+) -> None:
+    """Denoise a stack from files to files.
+
+    Parameters
+    ----------
+    paths
+        Files or patterns, as `emdask.open_stack` takes them.
+    out
+        Target; its ending says the format.
+    method, parameters, device, bad_pixels
+        As of `emdask.denoise`.
+    workers
+        Where the work runs.
+    resume, overwrite
+        As of `emdask.save_stack`.
+    preview, report
+        Picture and HTML page of the first images, where asked for.
+    """
+    for path, suffixes in ((preview, PREVIEW_SUFFIXES), (report, (".html",))):
+        check_picture_path(path, suffixes)
+    stack = open_stack(list(paths))
+    # Before workers start: a wrong parameter is to be told at once.
+    options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels, **parameters}
+    learns = find_method(FAMILY, method).learn is not None
+    clean = None if learns else denoise(stack, method, **options)
+    watch = Stopwatch()
+    with workers.connect() as client:
+        if learns:
+            model = learn_denoiser(stack, method, **parameters).compute()
+            clean = denoise(stack, method, model=model, **options)
+        with follow_images(method, client.dashboard_link) as on_progress:
+            path = save_stack(
+                clean, out, resume=resume, overwrite=overwrite, on_progress=on_progress
+            )
+        seconds = watch.seconds
+    n_images = stack.shape[0]
+    say(f"{count_text(n_images)}, {method} ({rate_text(n_images, seconds)}) -> {path}")
+    if preview is not None:
+        save_preview(stack, path, preview, method)
+        say(f"picture -> {preview}")
+    if report is not None:
+        save_report(stack, path, report, method, seconds)
+        say(f"report -> {report}")
+
+
+def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
+    """Refuse a picture's path before hours of work, not after.
+
+    Raises
+    ------
+    ParameterError, FileNotFoundError, PermissionError
+        If the ending is unknown, or the folder is absent or read-only.
+    """
+    if path is None:
+        return
+    rule = f"the name must end in {' or '.join(suffixes)}"
+    require(path.suffix.lower() in suffixes, str(path), rule, path.suffix or None)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(sentence(str(path), "its folder does not exist"))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(sentence(str(path), "its folder is read-only"))
+
+
+def first_images(noisy: xr.DataArray, denoised_path: str | Path) -> tuple[Any, Any]:
+    """Read the first images before and after: some particles, or one micrograph."""
+    n = IMAGES_SHOWN if noisy.attrs.get("kind") == "particles" else MICROGRAPHS_SHOWN
+    before = noisy[:n].values.astype(np.float32)
+    return before, open_stack(denoised_path)[:n].values.astype(np.float32)
+
+
+def save_preview(noisy: xr.DataArray, denoised_path: str | Path, picture: Path, title: str) -> None:
+    """Draw the first images before and after into a file."""
+    from emdask.plots import draw_before_after, save_figure
+
+    before, after = first_images(noisy, denoised_path)
+    pixel_size_A = noisy.attrs.get("pixel_size_A")
+    save_figure(draw_before_after(before, after, pixel_size_A=pixel_size_A, title=title), picture)
+
+
+def save_report(
+    noisy: xr.DataArray, denoised_path: str | Path, page: Path, method: str, seconds: float
+) -> None:
+    """Write an HTML page of the first images before and after, as far as is known without truth."""
+    from emdask.kernels.noise import estimate_sigma
+    from emdask.metrics import low_frequency_ratio
+    from emdask.report import (
+        Section,
+        Table,
+        draw_power,
+        environment_rows,
+        picture_images,
+        provenance_rows,
+        write_report,
+    )
+
+    before, after = first_images(noisy, denoised_path)
+    residual = before - after
+    sigma = float(estimate_sigma(before).mean())
+    ratio = float(low_frequency_ratio(residual).mean())
+    rows = [
+        ("noise before, estimated sigma", f"{sigma:.4g}"),
+        ("standard deviation of the residual", f"{residual.std():.4g}"),
+        ("low-frequency power of the residual, white noise = 1", f"{ratio:.3f}"),
+    ]
+    n, h, w = noisy.shape
+    write_report(
+        page,
+        title=f"Denoised with {method}",
+        text=f"{count_text(n)} of {w} x {h} pixels; the pictures and figures are of the first "
+        f"{len(before)}.",
+        headline=[
+            (f"{seconds:.3g} s", "wall time"),
+            (f"{n / seconds:.3g}", "images a second"),
+            (f"{ratio:.2f}", "low-frequency power of the residual, white noise = 1"),
+        ],
+        sections=[
+            Section(title="Pictures", pictures=picture_images(before, after)),
+            Section(
+                title="Figures",
+                table=Table(header=("of the first images", ""), rows=rows),
+                drawing=draw_power(before, after, pixel_size_A=noisy.attrs.get("pixel_size_A")),
+            ),
+            Section(
+                title="How it was made",
+                table=Table(
+                    header=("step", "parameters"),
+                    rows=provenance_rows(open_stack(denoised_path).attrs),
+                ),
+            ),
+            Section(title="With", table=Table(header=("", ""), rows=environment_rows())),
+        ],
+    )

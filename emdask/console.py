@@ -1,0 +1,174 @@
+"""What is said on a terminal: progress, one line at the end, tables."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+# Lines of a table in a file or a pipe are not to be broken at 80 letters.
+WIDTH_OF_FILES = 400
+SPEED_PERIOD_S = 300.0
+BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+
+class _Rate(ProgressColumn):
+    """Images a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate of the last minutes, or of all where it is over."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} images/s", style="cyan")
+
+
+@contextmanager
+def follow_images(verb: str, dashboard: str | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr while images are written; nothing where stderr is no terminal.
+
+    Parameters
+    ----------
+    verb
+        What happens, as "bm3d".
+    dashboard
+        Address to be shown above the bar.
+
+    Yields
+    ------
+    callable
+        ``(images written, images in all) -> None``, the ``on_progress`` of `emdask.save_stack`.
+    """
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda written, total: None
+        return
+    if dashboard:
+        console.print(f"dashboard  [link={dashboard}]{dashboard}[/link]", soft_wrap=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} images"),
+        _Rate(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with (
+        _say_log_lines(console),
+        Progress(*columns, console=console, speed_estimate_period=SPEED_PERIOD_S) as progress,
+    ):
+        task = progress.add_task(verb, total=None, start=True)
+        progress.update(task, total=0, visible=False)
+
+        def on_progress(written: int, total: int) -> None:
+            progress.update(task, completed=written, total=total, visible=True)
+
+        yield on_progress
+
+
+@contextmanager
+def _say_log_lines(console: Console) -> Iterator[None]:
+    """Print what the package logs, as that a first call compiles, above the bar."""
+
+    class _Line(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(record.getMessage(), style="dim", markup=False)
+
+    logger = logging.getLogger("emdask")
+    handler, level = _Line(logging.INFO), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def say(text: str = "") -> None:
+    """Print one line to stdout, never broken."""
+    Console(highlight=False).print(text, soft_wrap=True, markup=False)
+
+
+def say_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None
+) -> None:
+    """Print a table to stdout.
+
+    Parameters
+    ----------
+    header
+        Names of the columns; empty for a table without a head.
+    rows
+        Cells, as many a row as names.
+    title
+        Printed above.
+    """
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDTH_OF_FILES)
+    columns = header or [""] * len(rows[0])
+    table = Table(
+        *columns,
+        title=title,
+        box=None,
+        title_justify="left",
+        show_header=bool(header),
+        pad_edge=False,
+        padding=(0, 3, 0, 0),
+    )
+    table.columns[0].no_wrap = True
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds so far."""
+        return time.perf_counter() - self._start
+
+
+def count_text(n_images: int) -> str:
+    """Say a number of images.
+
+    Examples
+    --------
+    >>> count_text(1), count_text(2000)
+    ('1 image', '2,000 images')
+    """
+    return f"{n_images:,} image" + ("" if n_images == 1 else "s")
+
+
+def rate_text(n_images: int, seconds: float) -> str:
+    """Say how long it took and how fast that was.
+
+    Examples
+    --------
+    >>> rate_text(200, 12.5)
+    '12.5 s, 16 images/s'
+    """
+    return f"{seconds:.3g} s, {n_images / max(seconds, 1e-9):.3g} images/s"
+
+
+def bytes_text(n_bytes: float) -> str:
+    """Say a number of bytes in units of 1000.
+
+    Examples
+    --------
+    >>> bytes_text(65_537_024)
+    '65.5 MB'
+    """
+    power = min(int(np.log10(max(n_bytes, 1)) // 3), len(BYTE_UNITS) - 1)
+    return f"{n_bytes / 1000**power:.3g} {BYTE_UNITS[power]}"

@@ -1,0 +1,304 @@
+"""``emdask demo``: simulated images through the real pipeline, and a report of what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+from scipy.ndimage import gaussian_filter
+
+from emdask.checks import sentence
+from emdask.cluster import connect
+from emdask.console import Stopwatch, follow_images, rate_text, say, say_table
+from emdask.denoisers import denoise
+from emdask.io import open_stack, save_stack
+from emdask.metrics import low_frequency_ratio, psnr
+from emdask.report import (
+    Section,
+    Table,
+    draw_power,
+    environment_rows,
+    picture_images,
+    provenance_rows,
+    write_report,
+)
+from emdask.simulators import demo_micrograph, demo_particles
+
+Images = npt.NDArray[Any]
+
+METHOD = "bm3d"
+# Written first, so that a folder of an interrupted demo is known for what it is.
+MARK = "README.txt"
+MARK_TEXT = "Simulated images and their report, made by `emdask demo`. Nothing here is needed.\n"
+GAUSSIAN_WIDTHS_PX = np.geomspace(0.6, 5.0, 15)
+IMAGES_TO_TUNE = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One stack of the demo before and after.
+
+    Parameters
+    ----------
+    name
+        "particles" or "micrograph".
+    source, target
+        Files that were denoised and written.
+    stack
+        What was written, opened again.
+    noisy, clean, denoised : array, shape (n, h, w)
+        Pixels.
+    seconds
+        Wall time of opening, denoising and saving.
+    """
+
+    name: str
+    source: Path
+    target: Path
+    stack: xr.DataArray
+    noisy: Images
+    clean: Images
+    denoised: Images
+    seconds: float
+
+    def mean_psnr(self, images: Images) -> float:
+        """Mean over the images, in dB, against the clean images with their CTF."""
+        return float(np.mean(psnr(images, self.clean)))
+
+
+def run_demo(
+    out: Path, *, seed: int = 0, n_workers: int | None = None, small: bool = False
+) -> Path:
+    """Simulate, write, denoise, judge and report.
+
+    Parameters
+    ----------
+    out
+        Folder for the files and ``report.html``.
+    seed
+        Of the random numbers.
+    n_workers
+        Worker processes; None for one a core.
+    small
+        A few small images, to see in seconds that all works.
+
+    Returns
+    -------
+    pathlib.Path
+        The report.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something that no demo made.
+    """
+    prepare_folder(out)
+    say(f"Simulating particles and a micrograph in {out}/ ...")
+    sizes: dict[str, Any] = {"n_images": 8, "box_px": 64, "pixel_size_A": 4.0} if small else {}
+    particles = demo_particles(**sizes, seed=seed)
+    micrograph = demo_micrograph(256 if small else 1024, seed=seed)
+    save_stack(particles[0], out / "particles.mrcs", overwrite=True)
+    save_stack(micrograph[0], out / "micrographs/", overwrite=True)
+    with connect("local", n_workers=n_workers, quiet=True) as client:
+        results = [
+            _denoise(out, "particles", particles[1], client.dashboard_link),
+            _denoise(out, "micrograph", micrograph[1], client.dashboard_link),
+        ]
+    tables = {result.name: judge(result) for result in results}
+    report = _report(out, results, tables)
+    _say_results(out, results, tables, report)
+    return report
+
+
+def prepare_folder(out: Path) -> None:
+    """Make the folder, or take one that an earlier demo has made.
+
+    Raises
+    ------
+    FileExistsError
+        If it is a file, or holds something that no demo made.
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(sentence(str(out), "is a file", remedy="Name a folder with --out."))
+    mark = out / MARK
+    is_ours = mark.is_file() and mark.read_text(encoding="utf-8") == MARK_TEXT
+    if out.is_dir() and any(out.iterdir()) and not is_ours:
+        rule = "the folder holds files that no demo made"
+        raise FileExistsError(sentence(str(out), rule, remedy="Name another with --out."))
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(MARK_TEXT, encoding="utf-8")
+
+
+def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
+    """Open what was written, denoise it, save it, as a user would."""
+    source, target = {
+        "particles": (out / "particles.star", out / "particles_bm3d.mrcs"),
+        "micrograph": (_only_file(out / "micrographs"), out / "micrograph_bm3d.zarr"),
+    }[name]
+    watch = Stopwatch()
+    stack = open_stack(source)
+    with follow_images(f"{METHOD}, {name}", dashboard) as on_progress:
+        result = denoise(stack, METHOD)
+        save_stack(result, target, overwrite=True, on_progress=on_progress)
+    seconds = watch.seconds
+    saved = open_stack(target)
+    return Result(
+        name=name,
+        source=source,
+        target=target,
+        stack=saved,
+        noisy=stack.values,
+        clean=clean,
+        denoised=saved.values,
+        seconds=seconds,
+    )
+
+
+def _only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.mrc")
+    return path
+
+
+def best_gaussian(noisy: Images, clean: Images) -> tuple[float, Images]:
+    """Blur with the Gaussian whose width brings the images nearest to the clean ones.
+
+    An honest control: it is told the truth, which no denoiser knows.
+
+    Parameters
+    ----------
+    noisy, clean : array, shape (n, h, w)
+        Images; the width is tuned on the first 24.
+
+    Returns
+    -------
+    width_px : float
+        Standard deviation of the Gaussian.
+    blurred : array, shape (n, h, w)
+
+    Examples
+    --------
+    >>> clean = np.zeros((1, 16, 16))
+    >>> width_px, blurred = best_gaussian(clean + np.eye(16), clean)
+    >>> width_px > 3
+    True
+    """
+    few, truth = noisy[:IMAGES_TO_TUNE], clean[:IMAGES_TO_TUNE]
+    errors = [((_blur(few, width) - truth) ** 2).mean() for width in GAUSSIAN_WIDTHS_PX]
+    width_px = float(GAUSSIAN_WIDTHS_PX[int(np.argmin(errors))])
+    return width_px, _blur(noisy, width_px)
+
+
+def _blur(images: Images, width_px: float) -> Images:
+    return np.asarray(gaussian_filter(images, (0, width_px, width_px)))
+
+
+def judge(result: Result) -> list[tuple[str, str]]:
+    """Compare with the truth and with the best Gaussian.
+
+    Returns
+    -------
+    list of (str, str)
+        What, and its PSNR in dB.
+    """
+    width_px, blurred = best_gaussian(result.noisy, result.clean)
+    images = {
+        "noisy": result.noisy,
+        f"best Gaussian, {width_px:.1f} px, told the truth": blurred,
+        METHOD: result.denoised,
+    }
+    return [(name, f"{result.mean_psnr(array):.2f} dB") for name, array in images.items()]
+
+
+def _report(out: Path, results: list[Result], tables: Mapping[str, list[tuple[str, str]]]) -> Path:
+    headline = []
+    for result in results:
+        before, after = tables[result.name][0][1], tables[result.name][-1][1]
+        headline.append((f"{before.split()[0]} → {after}", f"PSNR, {result.name}"))
+        n = len(result.noisy)
+        words = f"to denoise {n} {result.name}" if n > 1 else f"to denoise one {result.name}"
+        headline.append((f"{result.seconds:.3g} s", words))
+    sections = [_section(result, tables[result.name]) for result in results]
+    sections.append(
+        Section(
+            title="Your own images",
+            text="The same, from a terminal; emdask denoise --help lists all options.",
+            command=own_command(),
+        )
+    )
+    sections.append(
+        Section(title="Made with", table=Table(header=("", ""), rows=environment_rows()))
+    )
+    return write_report(
+        out / "report.html",
+        title="emdask demo",
+        text="A protein that does not exist, simulated, then denoised by the steps that real images "
+        "take: open, denoise, save, on one worker a core. Because the images are simulated, the "
+        "truth is known and every result can be measured against it.",
+        headline=headline,
+        sections=sections,
+    )
+
+
+def _section(result: Result, table: list[tuple[str, str]]) -> Section:
+    attrs = result.stack.attrs
+    n, h, w = result.noisy.shape
+    defocus_um = result.stack.defocus_u_A.values / 1e4
+    what = f"{n} particle images" if n > 1 else "One micrograph"
+    defocus = f"{defocus_um.min():.2f}"
+    defocus += f" to {defocus_um.max():.2f}" if n > 1 else ""
+    ice = ", ice that thickens to one side" if result.name == "micrograph" else ""
+    ratio = float(low_frequency_ratio(result.noisy - result.denoised).mean())
+    figures = [
+        *((f"PSNR, {name}", value) for name, value in table),
+        ("low-frequency power of the residual, white noise = 1", f"{ratio:.2f}"),
+        ("wall time", rate_text(n, result.seconds)),
+        ("read from", result.source.name),
+        ("written to", result.target.name),
+        *((f"step: {step}", parameters) for step, parameters in provenance_rows(attrs)),
+    ]
+    return Section(
+        title=result.name.capitalize(),
+        text=f"{what} of {w} x {h} pixels of {attrs['pixel_size_A']:g} Å: random views, defocus "
+        f"{defocus} µm at {attrs['voltage_kV']:g} kV{ice}, white noise at SNR 0.1.",
+        pictures=picture_images(result.noisy, result.denoised, result.clean),
+        table=Table(header=("", ""), rows=figures),
+        drawing=draw_power(
+            result.noisy, result.denoised, result.clean, pixel_size_A=attrs["pixel_size_A"]
+        ),
+    )
+
+
+def own_command() -> str:
+    """Return the command for a reader's own particles.
+
+    Examples
+    --------
+    >>> own_command()
+    'emdask denoise particles.star denoised.mrcs --method bm3d --preview preview.png'
+    """
+    words = ["particles.star", "denoised.mrcs", "--method", METHOD, "--preview", "preview.png"]
+    return shlex.join(["emdask", "denoise", *words])
+
+
+def _say_results(
+    out: Path,
+    results: list[Result],
+    tables: Mapping[str, list[tuple[str, str]]],
+    report: Path,
+) -> None:
+    rows = []
+    for result in results:
+        values = [f"{name}: {value}" for name, value in tables[result.name]]
+        rows.append((result.name, *values, rate_text(len(result.noisy), result.seconds)))
+    say()
+    say_table(("", "PSNR against the clean images", "", "", "time"), rows)
+    say()
+    say(f"Pictures and spectra:  {report}")
+    say(f"Your own images:       {own_command()}")
+    say(f"What a file holds:     emdask info {shlex.quote(str(results[0].source))}")
