@@ -29,13 +29,14 @@ import xarray as xr
 
 from emdask.checks import sentence
 from emdask.errors import ParameterError
+from emdask.io.mrc_output import MICROGRAPHS, MRC, MRCS
 from emdask.io.output import Options, Output, replace_file
 from emdask.io.zarr import plain_attributes
 from emdask.io.zarr_output import ZARR
 from emdask.lazy import write_images
 from emdask.stack import as_stack
 
-OUTPUTS: dict[str, Output] = {".zarr": ZARR}
+OUTPUTS = {".zarr": ZARR, ".mrcs": MRCS, ".star": MRCS, ".mrc": MRC, "": MICROGRAPHS}
 CONTENT, JOB, LOCK = "content", "job.json", "lock"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GO_ON = "resume=True (--resume)"
@@ -63,7 +64,10 @@ def save_stack(
     stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
         Images; a stack's coordinates and attributes are saved too.
     path
-        ``NAME.zarr``: a Zarr store whose shards are the stack's chunks.
+        ``NAME.zarr``: a Zarr store whose shards are the stack's chunks. ``NAME.mrcs`` or
+        ``NAME.star``: both of them. ``NAME.mrc``: one micrograph. A name without suffix: a folder
+        with one ``.mrc`` for each micrograph, named after it, and ``micrographs.star``. MRC stores
+        float64 as float32 and uint8 as uint16.
     resume
         Go on with what an interrupted call left, whose finished chunks are kept; the result is the
         same to the byte. Where ``path`` is whole and holds this very stack, it is left as it is.
@@ -128,11 +132,14 @@ def _find_output(path: str | os.PathLike[str]) -> tuple[Output, Path]:
     """Return the format and the absolute path of the file, or folder, of images."""
     absolute = Path(os.path.abspath(path))
     suffix = absolute.suffix.lower()
+    if os.fspath(path).endswith(os.sep) and suffix != ".zarr":
+        return MICROGRAPHS, absolute
     if suffix not in OUTPUTS:
         known = ", ".join(name for name in OUTPUTS if name)
         rule = f"the suffix must be one of {known}, or none for a folder of micrographs"
         raise ParameterError(sentence(str(path), rule, suffix or None))
-    return OUTPUTS[suffix], absolute
+    main = absolute.with_suffix(".mrcs") if suffix == ".star" else absolute
+    return OUTPUTS[suffix], main
 
 
 def _check_parent(main: Path) -> None:
