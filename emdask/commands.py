@@ -13,10 +13,10 @@ import numpy as np
 import xarray as xr
 
 from emdask.checks import require, sentence
-from emdask.cluster import connect
 from emdask.console import (
     Stopwatch,
     bytes_text,
+    connect_quietly,
     count_text,
     follow_images,
     rate_text,
@@ -51,7 +51,7 @@ class Workers:
 
     def connect(self) -> Any:
         """Return a Dask client, to be used as a context manager."""
-        return connect(self.scheduler or "local", n_workers=self.n_workers, quiet=True)
+        return connect_quietly(self.scheduler or "local", n_workers=self.n_workers)
 
 
 def show_info(paths: Sequence[str]) -> None:
@@ -171,7 +171,7 @@ def convert_files(
     if dtype is not None:
         require(_is_real(dtype), "convert", "dtype must be a type of real numbers", dtype)
     watch = Stopwatch()
-    with follow_images("convert") as on_progress:
+    with follow_images("convert", stack.shape[0]) as on_progress:
         path = save_stack(stack, out, resume=resume, overwrite=overwrite, on_progress=on_progress)
     say(f"{count_text(stack.shape[0])} ({rate_text(stack.shape[0], watch.seconds)}) -> {path}")
 
@@ -226,7 +226,7 @@ def denoise_files(
         if learns:
             model = learn_denoiser(stack, method, **parameters).compute()
             clean = denoise(stack, method, model=model, **options)
-        with follow_images(method, client.dashboard_link) as on_progress:
+        with follow_images(method, stack.shape[0], client.dashboard_link) as on_progress:
             path = save_stack(
                 clean, out, resume=resume, overwrite=overwrite, on_progress=on_progress
             )

@@ -6,12 +6,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from emdask.cluster import connect
 
 # Lines of a table in a file or a pipe are not to be broken at 80 letters.
 WIDTH_OF_FILES = 400
@@ -29,13 +32,17 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def follow_images(verb: str, dashboard: str | None = None) -> Iterator[Callable[[int, int], None]]:
+def follow_images(
+    verb: str, n_images: int, dashboard: str | None = None
+) -> Iterator[Callable[[int, int], None]]:
     """Show a bar on stderr while images are written; nothing where stderr is no terminal.
 
     Parameters
     ----------
     verb
         What happens, as "bm3d".
+    n_images
+        Images in all.
     dashboard
         Address to be shown above the bar.
 
@@ -56,19 +63,24 @@ def follow_images(verb: str, dashboard: str | None = None) -> Iterator[Callable[
         TextColumn("{task.completed:,.0f} of {task.total:,.0f} images"),
         _Rate(),
         TextColumn("ETA"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TimeRemainingColumn(compact=True),
     )
     with (
         _say_log_lines(console),
         Progress(*columns, console=console, speed_estimate_period=SPEED_PERIOD_S) as progress,
     ):
-        task = progress.add_task(verb, total=None, start=True)
-        progress.update(task, total=0, visible=False)
+        task = progress.add_task(verb, total=n_images)
 
         def on_progress(written: int, total: int) -> None:
-            progress.update(task, completed=written, total=total, visible=True)
+            progress.update(task, completed=written, total=total)
 
         yield on_progress
+
+
+def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> Any:
+    """Return `emdask.connect`'s client, without what Dask says of workers that it stops."""
+    logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
+    return connect(target, n_workers=n_workers, quiet=True)
 
 
 @contextmanager

@@ -14,8 +14,7 @@ import xarray as xr
 from scipy.ndimage import gaussian_filter
 
 from emdask.checks import sentence
-from emdask.cluster import connect
-from emdask.console import Stopwatch, follow_images, rate_text, say, say_table
+from emdask.console import Stopwatch, connect_quietly, follow_images, rate_text, say, say_table
 from emdask.denoisers import denoise
 from emdask.io import open_stack, save_stack
 from emdask.metrics import low_frequency_ratio, psnr
@@ -105,7 +104,7 @@ def run_demo(
     micrograph = demo_micrograph(256 if small else 1024, seed=seed)
     save_stack(particles[0], out / "particles.mrcs", overwrite=True)
     save_stack(micrograph[0], out / "micrographs/", overwrite=True)
-    with connect("local", n_workers=n_workers, quiet=True) as client:
+    with connect_quietly(n_workers=n_workers) as client:
         results = [
             _denoise(out, "particles", particles[1], client.dashboard_link),
             _denoise(out, "micrograph", micrograph[1], client.dashboard_link),
@@ -139,11 +138,11 @@ def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
     """Open what was written, denoise it, save it, as a user would."""
     source, target = {
         "particles": (out / "particles.star", out / "particles_bm3d.mrcs"),
-        "micrograph": (_only_file(out / "micrographs"), out / "micrograph_bm3d.zarr"),
+        "micrograph": (out / "micrographs" / "micrographs.star", out / "micrograph_bm3d.zarr"),
     }[name]
     watch = Stopwatch()
     stack = open_stack(source)
-    with follow_images(f"{METHOD}, {name}", dashboard) as on_progress:
+    with follow_images(f"{METHOD}, {name}", len(stack), dashboard) as on_progress:
         result = denoise(stack, METHOD)
         save_stack(result, target, overwrite=True, on_progress=on_progress)
     seconds = watch.seconds
@@ -158,11 +157,6 @@ def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
         denoised=saved.values,
         seconds=seconds,
     )
-
-
-def _only_file(folder: Path) -> Path:
-    (path,) = folder.glob("*.mrc")
-    return path
 
 
 def best_gaussian(noisy: Images, clean: Images) -> tuple[float, Images]:
@@ -237,7 +231,7 @@ def _report(out: Path, results: list[Result], tables: Mapping[str, list[tuple[st
     return write_report(
         out / "report.html",
         title="emdask demo",
-        text="A protein that does not exist, simulated, then denoised by the steps that real images "
+        text="A protein that does not exist, simulated, then denoised by the steps real images "
         "take: open, denoise, save, on one worker a core. Because the images are simulated, the "
         "truth is known and every result can be measured against it.",
         headline=headline,
