@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from emdask.checks import sentence
@@ -167,21 +168,20 @@ def _find_images(
     star: str, rows: Table, project_folder: str | os.PathLike[str] | None
 ) -> tuple[list[ImageFile], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     label = IMAGE if IMAGE in rows else MICROGRAPH
-    names: dict[str, int] = {}
-    file_of, index_of = [], []
-    for i, word in enumerate(rows[label].tolist()):
-        number, at, rest = word.partition("@")
-        if at and not number.isdecimal():
-            rule = f"row {i + 1}: {label} must read as 000001@stack.mrcs or as a file"
-            raise FormatError(sentence(star, rule, word))
-        name = rest if at else word
-        file_of.append(names.setdefault(name, len(names)))
-        index_of.append(int(number) - 1 if at else 0)
-    paths = find_named_files(star, list(names), project_folder)
-    files = inspect_files(paths)
-    file_numbers, indices = np.array(file_of), np.array(index_of)
-    _check_indices(star, files, file_numbers, indices)
-    return files, file_numbers, indices
+    words = [word if "@" in word else f"1@{word}" for word in rows[label].tolist()]
+    # Plain strings, no pairs: a million small tuples would keep the garbage collector busy.
+    numbers = [word[: word.index("@")] for word in words]
+    names = [word[word.index("@") + 1 :] for word in words]
+    try:
+        index_of = np.array([int(number) for number in numbers]) - 1
+    except ValueError:
+        row = next(i for i, number in enumerate(numbers) if not number.isdecimal())
+        rule = f"row {row + 1}: {label} must read as 000001@stack.mrcs or as a file"
+        raise FormatError(sentence(star, rule, words[row])) from None
+    file_of, different = pd.factorize(np.array(names, object))
+    files = inspect_files(find_named_files(star, different.tolist(), project_folder))
+    _check_indices(star, files, file_of, index_of)
+    return files, file_of, index_of
 
 
 def find_named_files(

@@ -27,6 +27,7 @@ EXACT: dict[str, Any] = (
 )
 INTEGER = re.compile(r"-?(0|[1-9]\d*)")
 NUMBER = re.compile(r"-?(0|[1-9]\d*)|[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
+BARE = re.compile(r"""[^\s#'"_;]\S*""")
 NO_NUMBER = re.compile(r"[+-]?(nan|inf)", re.IGNORECASE)
 TOKEN = re.compile(r"""\"([^\n]*?)\"(?=\s|$)|'([^\n]*?)'(?=\s|$)|(#.*)|(\S+)""")
 
@@ -65,8 +66,8 @@ def parse_star(text: bytes, what: str, text_labels: Iterable[str] = ()) -> dict[
         text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         tables = {
-            name: _parse_block(block, f"{what} (data_{name})", frozenset(text_labels))
-            for name, block in _split_blocks(text)
+            name: _parse_block(text, start, stop, f"{what} (data_{name})", frozenset(text_labels))
+            for name, start, stop in _split_blocks(text)
         }
     except UnicodeDecodeError as error:
         raise FormatError(f"{what}: a STAR file is text in UTF-8; got {error}.") from error
@@ -75,32 +76,39 @@ def parse_star(text: bytes, what: str, text_labels: Iterable[str] = ()) -> dict[
     return tables
 
 
-def _split_blocks(text: bytes) -> Iterator[tuple[str, bytes]]:
+def _split_blocks(text: bytes) -> Iterator[tuple[str, int, int]]:
     """Cut at lines that hold one word, "data_..."; a row may start with such a word too."""
-    starts: list[tuple[int, str]] = []
-    position = 0 if text.startswith(b"data_") else text.find(b"\ndata_") + 1
-    while position > 0 or (position == 0 and not starts and text.startswith(b"data_")):
-        end = text.find(b"\n", position)
-        line = text[position : end if end >= 0 else None].partition(b"#")[0].split()
-        if len(line) == 1:
-            starts.append((position, line[0][5:].decode()))
-        position = text.find(b"\ndata_", position) + 1
-    ends = [position for position, _ in starts[1:]] + [len(text)]
-    for (start, name), end in zip(starts, ends, strict=True):
-        body = text.find(b"\n", start)
-        yield name, text[body + 1 : end] if 0 <= body < end else b""
+    blocks: list[tuple[str, int, int]] = []
+    for start in _find_all(text, b"data_"):
+        end = text.find(b"\n", start)
+        end = len(text) if end < 0 else end
+        words = text[start:end].partition(b"#")[0].split()
+        if len(words) == 1:
+            blocks.append((words[0][5:].decode(), start, end + 1))
+    ends = [start for _, start, _ in blocks[1:]] + [len(text)]
+    for (name, _, body), end in zip(blocks, ends, strict=True):
+        yield name, body, end
 
 
-def _parse_block(block: bytes, what: str, text_labels: frozenset[str]) -> Table:
+def _find_all(text: bytes, word: bytes) -> Iterator[int]:
+    """Where lines start with a word."""
+    if text.startswith(word):
+        yield 0
+    position = text.find(b"\n" + word)
+    while position >= 0:
+        yield position + 1
+        position = text.find(b"\n" + word, position + 1)
+
+
+def _parse_block(text: bytes, position: int, stop: int, what: str, texts: frozenset[str]) -> Table:
     """Read the labels, then the rows of a loop or the values beside the labels."""
     labels: list[str] = []
     values: list[str] = []
     is_loop = False
-    position = 0
-    while position < len(block):
-        end = block.find(b"\n", position)
-        end = len(block) if end < 0 else end
-        line = block[position:end].strip()
+    while position < stop:
+        end = text.find(b"\n", position, stop)
+        end = stop if end < 0 else end
+        line = text[position:end].strip()
         if line.startswith(b"_"):
             words = _tokens(line.decode())
             labels.append(words[0][1:])
@@ -111,11 +119,12 @@ def _parse_block(block: bytes, what: str, text_labels: frozenset[str]) -> Table:
             break
         position = end + 1
     _check_labels(labels, what)
+    rows = text[position:stop]
     if is_loop:
-        return _parse_rows(block[position:], labels, what, text_labels)
-    if block[position:].strip() or len(values) != len(labels):
+        return _parse_rows(rows, labels, what, texts)
+    if (rows and not rows.isspace()) or len(values) != len(labels):
         raise FormatError(f"{what}: without loop_ there must be one value beside each label.")
-    return _type_columns([values] if labels else [], labels, text_labels)
+    return _type_columns([values] if labels else [], labels, texts)
 
 
 def _check_labels(labels: list[str], what: str) -> None:
@@ -125,7 +134,7 @@ def _check_labels(labels: list[str], what: str) -> None:
 
 
 def _parse_rows(rows: bytes, labels: list[str], what: str, text_labels: frozenset[str]) -> Table:
-    if not rows.strip():
+    if not rows or rows.isspace():
         return {label: np.empty(0, object) for label in labels}
     if _is_plain(rows):
         table = _parse_plain(rows, labels, text_labels)
@@ -141,7 +150,9 @@ def _parse_rows(rows: bytes, labels: list[str], what: str, text_labels: frozense
 
 def _is_plain(rows: bytes) -> bool:
     """No comments, no single quotes around values: pandas reads it as it stands."""
-    return b"#" not in rows and not any(b + b"'" in rows for b in (b" ", b"\t", b"\n"))
+    if b"#" in rows:
+        return False
+    return b"'" not in rows or not any(before + b"'" in rows for before in (b" ", b"\t", b"\n"))
 
 
 def _parse_plain(rows: bytes, labels: list[str], text_labels: frozenset[str]) -> Table | None:
@@ -296,7 +307,7 @@ def _words(column: Column) -> list[str]:
 
 
 def _quote(word: str) -> str:
-    if word and word[0] not in "#'\"_;" and not any(c.isspace() for c in word):
+    if BARE.fullmatch(word):
         return word
     for mark in ('"', "'"):
         if mark not in word and "\n" not in word:
