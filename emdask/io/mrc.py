@@ -89,6 +89,8 @@ class MrcHeader:
         Edge of a pixel, Å; None where the header does not say.
     compression
         "", "gzip" or "bzip2".
+    modified_ns
+        When the file was last changed: the same path with other pixels is another source.
     """
 
     path: str
@@ -98,6 +100,7 @@ class MrcHeader:
     n_whole: int
     pixel_size_A: float | None = None
     compression: str = ""
+    modified_ns: int = 0
 
     @property
     def image_bytes(self) -> int:
@@ -221,7 +224,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     name = os.fspath(path)
     with open(name, "rb") as file:
         compression = COMPRESSIONS.get(file.read(3), "")
-        file_bytes = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
     try:
         with _open_plain(name, compression) as plain:
             raw = plain.read(HEADER_BYTES)
@@ -237,8 +240,9 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         n_whole=n_images,
         pixel_size_A=_pixel_size(fields),
         compression=compression,
+        modified_ns=status.st_mtime_ns,
     )
-    return header if compression else _hold_against_size(header, file_bytes)
+    return header if compression else _hold_against_size(header, status.st_size)
 
 
 def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
@@ -249,7 +253,8 @@ def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
     return ImageFile(
         path=header.path,
         read=read_block,
-        source=header,
+        # Workers may run in another folder.
+        source=dataclasses.replace(header, path=os.path.abspath(header.path)),
         shape=header.shape,
         dtype=header.dtype.newbyteorder("="),
         n_whole=header.n_whole,

@@ -30,11 +30,14 @@ class TiffSource:
         (n, h, w).
     dtype
         Type of a pixel.
+    modified_ns
+        When the file was last changed.
     """
 
     path: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    modified_ns: int
 
 
 def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
@@ -68,7 +71,13 @@ def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
     return ImageFile(
         path=name,
         read=read_block,
-        source=TiffSource(path=name, shape=shape, dtype=dtype),
+        # Workers may run in another folder.
+        source=TiffSource(
+            path=os.path.abspath(name),
+            shape=shape,
+            dtype=dtype,
+            modified_ns=os.stat(name).st_mtime_ns,
+        ),
         shape=shape,
         dtype=dtype,
         n_whole=shape[0],
