@@ -150,12 +150,13 @@ def method_options(family: str) -> dict[str, Any]:
 def _option(field: Any, hint: Any, methods: list[str]) -> Any:
     kinds = _kinds(hint)
     unit = field.metadata.get("unit", "")
-    about = "; ".join(filter(None, (unit, f"default {field.default}")))
+    default = "" if field.default is None else f"default {field.default}"
+    about = "; ".join(filter(None, (unit, default)))
     option = typer.Option(
         f"--{field.name.replace('_', '-')}",
         parser=lambda text: parse_value(text, kinds),
         metavar="|".join(kinds),
-        help=f"{field.metadata['meaning']} ({about})",
+        help=field.metadata["meaning"] + (f" ({about})" if about else ""),
         rich_help_panel=f"Parameters of {', '.join(methods)}",
         show_default=False,
     )
@@ -165,7 +166,8 @@ def _option(field: Any, hint: Any, methods: list[str]) -> Any:
 def _kinds(hint: Any) -> list[str]:
     """Names of the simple types and the words that a type hint allows, narrow ones first."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        found = [kind for part in typing.get_args(hint) for kind in _kinds(part)]
+        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        found = [kind for part in parts for kind in _kinds(part)]
     elif typing.get_origin(hint) is typing.Literal:
         found = [str(word) for word in typing.get_args(hint)]
     else:

@@ -143,12 +143,17 @@ def show_methods(name: str | None = None) -> None:
         for field in dataclasses.fields(record.params):
             about = field.metadata
             rows.append(
-                (method, field.name, str(field.default), about.get("unit", ""), about["meaning"])
+                (method, field.name, default_text(field), about.get("unit", ""), about["meaning"])
             )
             method = ""
     say_table(("method", "parameter", "default", "unit", "meaning"), rows)
     say()
     say("emdask denoise IN OUT --method NAME --parameter VALUE, with - for _ in the name.")
+
+
+def default_text(field: dataclasses.Field[Any]) -> str:
+    """Default of a parameter; a dash where the method chooses it."""
+    return "-" if field.default is None else str(field.default)
 
 
 def convert_files(
@@ -172,7 +177,9 @@ def convert_files(
         require(_is_real(dtype), "convert", "dtype must be a type of real numbers", dtype)
     watch = Stopwatch()
     with follow_images("convert", stack.shape[0]) as on_progress:
-        path = save_stack(stack, out, resume=resume, overwrite=overwrite, on_progress=on_progress)
+        path = save_stack(
+            stack, out, resume=resume, overwrite=overwrite, dtype=dtype, on_progress=on_progress
+        )
     say(f"{count_text(stack.shape[0])} ({rate_text(stack.shape[0], watch.seconds)}) -> {path}")
 
 

@@ -146,7 +146,7 @@ def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
         result = denoise(stack, METHOD)
         save_stack(result, target, overwrite=True, on_progress=on_progress)
     seconds = watch.seconds
-    saved = open_stack(target)
+    saved = open_stack(target.with_suffix(".star") if target.suffix == ".mrcs" else target)
     return Result(
         name=name,
         source=source,

@@ -23,6 +23,7 @@ PERCENTILES = (0.5, 99.5)
 # Colours that keep apart on white and on black, and for the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
 INK = "#010203"
+SPECTRUM_FLOOR = 1e-4
 MONTAGE_COLUMNS = 4
 MONTAGE_IMAGES = 16
 
@@ -118,7 +119,7 @@ def draw_spectra(images: Mapping[str, Any], pixel_size_A: float | None = None) -
     Parameters
     ----------
     images : mapping of str to array, shape (n, h, w)
-        Label to images.
+        Label to images; far below the median power of the first, nothing is drawn.
     pixel_size_A
         Edge of a pixel in Å; None draws the axis in cycles a pixel.
 
@@ -138,13 +139,18 @@ def draw_spectra(images: Mapping[str, Any], pixel_size_A: float | None = None) -
 
 
 def _draw_spectra(axes: Axes, images: Mapping[str, Any], pixel_size_A: float | None) -> None:
+    floor = None
     for (label, array), colour in zip(images.items(), COLOURS, strict=False):
         frequency, power = radial_power(np.asarray(array))
         power = power.reshape(-1, power.shape[-1]).mean(axis=0)
+        # A clean simulation falls by 14 decades; what lies far below the noise is of no interest.
+        floor = SPECTRUM_FLOOR * float(np.median(power)) if floor is None else floor
         axes.semilogy(frequency / (pixel_size_A or 1.0), power, color=colour, lw=1.6, label=label)
     axes.set_xlabel("frequency (1/Å)" if pixel_size_A else "frequency (cycles/px)")
     axes.set_ylabel("power")
     axes.margins(x=0)
+    if floor and axes.get_ylim()[0] < floor < axes.get_ylim()[1]:
+        axes.set_ylim(bottom=floor)
     axes.grid(alpha=0.25, lw=0.6)
     axes.legend(frameon=False, fontsize="small")
 

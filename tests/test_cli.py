@@ -1,0 +1,385 @@
+"""The command line: what a user types, reads and finds on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from emdask.cli import app, error_text, parse_value, resume_hint
+from emdask.io import open_stack, save_stack
+from emdask.method import list_methods
+from emdask.simulators import demo_particles
+
+PLUGIN = """
+from dataclasses import dataclass
+from time import sleep
+from typing import Literal
+
+from emdask.checks import check_number
+from emdask.method import Method, parameter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halve:
+    factor: float = parameter(0.5, "number that grey levels are multiplied with", "grey levels")
+    pause_s: float | Literal["never"] = parameter("never", "pause before each chunk", "s")
+
+    def __post_init__(self):
+        check_number("halve", "factor", self.factor, 0, 1)
+
+
+def apply(images, params):
+    if params.pause_s != "never":
+        sleep(params.pause_s)
+    return (images * params.factor).astype("f4")
+
+
+METHOD = Method(params=Halve, apply={"cpu": apply})
+"""
+
+
+@pytest.fixture(scope="session")
+def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A method of another package, as pip would install it."""
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "halving.py").write_text(PLUGIN)
+    info = folder / "halving-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[emdask.denoisers]\nhalve = halving:METHOD\n")
+    return folder
+
+
+@pytest.fixture
+def plugin(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The method ``halve`` in this process."""
+    monkeypatch.syspath_prepend(str(plugin_folder))
+    list_methods.cache_clear()
+    yield
+    list_methods.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve particles with poses and CTF."""
+    stack, _ = demo_particles(12, box_px=32, pixel_size_A=8.0)
+    return save_stack(stack, tmp_path_factory.mktemp("made") / "in.mrcs").parent
+
+
+@pytest.fixture
+def stack_path(made_once: Path, tmp_path: Path) -> Path:
+    """A copy of them that a test may damage."""
+    shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "in.star"
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    """Run a command in this process."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def start(folder: Path, *words: object, cwd: Path) -> subprocess.Popen[str]:
+    """Run a command in a process of its own, with the plugin and without a terminal."""
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    return subprocess.Popen(
+        [sys.executable, "-c", "from emdask.cli import main; main()", *map(str, words)],
+        env=environment,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def run(folder: Path, *words: object, cwd: Path) -> tuple[int, str, str]:
+    process = start(folder, *words, cwd=cwd)
+    out, err = process.communicate(timeout=240)
+    return process.returncode, out, err
+
+
+def assert_refused(result: tuple[int, str, str], *words: str) -> None:
+    """Exit code 2, one sentence on stderr that has the words, no traceback."""
+    code, out, err = result
+    assert (code, out) == (2, ""), err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in " ".join(err.split()), err
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, emdask.cli\n"
+        "sys.argv = ['emdask', '--help']\n"
+        "try:\n    emdask.cli.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'dask', 'distributed', 'xarray', 'numba', 'matplotlib', 'scipy'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("info", "convert", "denoise", "methods", "demo"):
+        assert command in done.stdout
+
+
+def test_version():
+    import emdask
+
+    assert call("--version")[:2] == (0, f"emdask {emdask.__version__}\n")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_methods_prints_every_parameter_of_the_records():
+    code, out, _ = call("methods", "--method", "halve")
+    assert code == 0
+    for word in ("factor", "0.5", "grey levels", "number that grey levels are multiplied with"):
+        assert word in out
+    assert "halve" in call("methods")[1]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_denoise_help_has_an_option_for_each_parameter():
+    code, out, _ = call("denoise", "--help")
+    text = " ".join(out.replace("│", " ").split())
+    assert code == 0
+    assert "Parameters of halve" in text
+    assert "--pause-s float|never pause before each chunk (s; default never)" in text
+    assert "--method NAME" in text
+
+
+def test_values_are_of_the_first_kind_that_fits():
+    assert parse_value("1.5", ["int", "float"]) == 1.5
+    assert parse_value("3", ["int", "float"]) == 3
+    assert parse_value("true", ["bool"]) is True
+    assert parse_value("auto", ["float", "auto"]) == "auto"
+    assert parse_value("nonsense", ["int"]) == "nonsense"
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--method", "halv"], ["no method of this name", "Did you mean halve?"]),
+        (["--method", "halve", "--factor", "2"], ["halve: factor must be", "[0, 1]", "got 2"]),
+        (["--method", "halve", "--factor", "much"], ["factor must be", "got 'much'"]),
+        (["--method", "halve", "--fctor", "1"], ["No such option", "--fctor", "--factor"]),
+        (["--method", "halve", "--device", "gpu"], ["device must be one of", "got 'gpu'"]),
+        (["--method", "halve", "--device", "cuda"], ["halve: runs on cpu", "got 'cuda'"]),
+        (["--method", "halve", "--bad-pixels", "x"], ["bad_pixels must be one of raise, replace"]),
+        (["--method", "halve", "--preview", "p.txt"], ["p.txt", "must end in .png"]),
+        (["--method", "halve", "--report", "no/such/r.html"], ["folder does not exist"]),
+    ],
+)
+def test_wrong_parameters_are_refused_before_anything_is_written(stack_path, words, said):
+    before = files_under(stack_path.parent)
+    result = call("denoise", stack_path, stack_path.parent / "out.zarr", *words)
+    assert_refused(result, *said)
+    assert files_under(stack_path.parent) == before
+
+
+def _truncated_mrc(folder: Path) -> Path:
+    path = folder / "in.mrcs"
+    path.write_bytes(path.read_bytes()[:-5000])
+    return path
+
+
+def _no_mrc(folder: Path) -> Path:
+    path = folder / "text.mrc"
+    path.write_text("this is not an image\n" * 200)
+    return path
+
+
+def _star_without_images(folder: Path) -> Path:
+    path = folder / "none.star"
+    path.write_text("data_\n\nloop_\n_rlnDefocusU #1\n10000.0\n")
+    return path
+
+
+def _star_beyond(folder: Path) -> Path:
+    path = folder / "beyond.star"
+    path.write_text("data_\n\nloop_\n_rlnImageName #1\n000099@in.mrcs\n")
+    return path
+
+
+def _star_of_nothing(folder: Path) -> Path:
+    path = folder / "missing.star"
+    path.write_text("data_\n\nloop_\n_rlnImageName #1\n000001@nowhere.mrcs\n")
+    return path
+
+
+def _store_without_images(folder: Path) -> Path:
+    import zarr
+
+    zarr.open_group(folder / "empty.zarr", mode="w")
+    return folder / "empty.zarr"
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "absent.mrc", ["absent.mrc"]),
+        (lambda folder: folder / "*.tif", ["no file fits this pattern"]),
+        (lambda folder: Path(__file__), [".py"]),
+        (_truncated_mrc, ["in.mrcs", "truncated"]),
+        (_no_mrc, ["text.mrc"]),
+        (_star_without_images, ["none.star", "rlnImageName"]),
+        (_star_beyond, ["in.mrcs"]),
+        (_star_of_nothing, ["nowhere.mrcs"]),
+        (_store_without_images, ["empty.zarr", "images"]),
+    ],
+)
+@pytest.mark.parametrize("command", ["info", "convert"])
+def test_bad_input_is_a_sentence_and_exit_code_2(stack_path, make, said, command):
+    folder = stack_path.parent
+    source = make(folder)
+    before = files_under(folder)
+    target = [folder / "out.zarr"] if command == "convert" else []
+    assert_refused(call(command, source, *target), *said)
+    assert files_under(folder) == before
+
+
+def test_errors_of_the_system_begin_with_the_file():
+    assert error_text(OSError(28, "No space left on device", "a.zarr")) == (
+        "a.zarr: No space left on device."
+    )
+    assert error_text(OSError("a.mrc: is odd.")) == "a.mrc: is odd."
+
+
+def test_hint_to_resume_is_the_command_itself():
+    words = ["convert", "my file.mrcs", "b.zarr", "--dtype", "float16", "--overwrite"]
+    assert resume_hint(words) == (
+        "Go on with: emdask convert 'my file.mrcs' b.zarr --dtype float16 --resume"
+    )
+    assert resume_hint(["info", "a.mrc"]) == ""
+
+
+def test_info_says_what_is_known_of_the_images(stack_path):
+    code, out, err = call("info", stack_path)
+    assert (code, err) == (0, "")
+    lines = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
+    assert lines["images"] == "images 12 of 32 x 32 pixels (x, y), float32"
+    assert lines["pixel_size_A"] == "pixel_size_A 8 Å"
+    assert lines["voltage_kV"] == "voltage_kV 300 kV"
+    values = open_stack(stack_path).defocus_u_A.values
+    assert f"{values.min():.6g} to {values.max():.6g}" in lines["defocus_u_A"]
+    assert "snr=0.1" in lines["demo"]
+    sigmas = lines["noise"].partition("sigma ")[2].partition(" (")[0].split(", ")
+    np.testing.assert_allclose([float(sigma) for sigma in sigmas], 1, atol=0.15)
+
+
+def test_convert_keeps_pixels_and_metadata(stack_path):
+    target = stack_path.parent / "out.zarr"
+    code, out, err = call("convert", stack_path, target)
+    assert (code, err) == (0, "")
+    assert out.startswith("12 images (")
+    assert out.rstrip().endswith(str(target))
+    before, after = open_stack(stack_path), open_stack(target)
+    np.testing.assert_array_equal(after.values, before.values)
+    np.testing.assert_array_equal(after.rot_deg.values, before.rot_deg.values)
+    assert after.attrs["provenance"] == before.attrs["provenance"]
+
+
+def test_convert_to_another_type(stack_path):
+    target = stack_path.parent / "half.zarr"
+    assert call("convert", stack_path, target, "--dtype", "float16")[0] == 0
+    half = open_stack(target)
+    assert half.dtype == np.float16
+    np.testing.assert_array_equal(half.values, open_stack(stack_path).values.astype("f2"))
+    assert_refused(call("convert", stack_path, target, "--dtype", "complex64", "--overwrite"))
+
+
+def test_existing_output_is_left_as_it_is(stack_path):
+    target = stack_path.parent / "out.zarr"
+    assert call("convert", stack_path, target)[0] == 0
+    before = files_under(target)
+    assert_refused(call("convert", stack_path, target), "out.zarr", "--overwrite")
+    assert files_under(target) == before
+    assert call("convert", stack_path, target, "--resume")[0] == 0
+    assert files_under(target) == before
+    assert call("convert", stack_path, target, "--overwrite", "--dtype", "float16")[0] == 0
+    assert open_stack(target).dtype == np.float16
+
+
+def test_denoise_from_files_to_files_is_quiet_without_a_terminal(stack_path, plugin_folder):
+    folder = stack_path.parent
+    code, out, err = run(
+        plugin_folder,
+        *("denoise", "in.star", "out.mrcs", "--method", "halve", "--factor", "0.25"),
+        *("--workers", "1", "--preview", "seen.png", "--report", "seen.html"),
+        cwd=folder,
+    )
+    assert (code, err) == (0, "")
+    summary, picture, report = out.splitlines()
+    assert summary.startswith("12 images, halve (")
+    assert summary.endswith("-> out.mrcs")
+    assert (picture, report) == ("picture -> seen.png", "report -> seen.html")
+    before, after = open_stack(stack_path), open_stack(folder / "out.star")
+    np.testing.assert_array_equal(after.values, before.values / 4)
+    np.testing.assert_array_equal(after.psi_deg.values, before.psi_deg.values)
+    last = after.attrs["provenance"][-1]
+    assert last == {"step": "halve", "parameters": {"factor": 0.25, "pause_s": "never"}}
+    assert (folder / "seen.png").read_bytes().startswith(b"\x89PNG")
+    assert "factor = 0.25" in (folder / "seen.html").read_text(encoding="utf-8")
+
+
+def test_nan_pixels_name_the_image_and_can_be_replaced(stack_path, plugin_folder):
+    stack, _ = demo_particles(4, box_px=16, pixel_size_A=16.0)
+    pixels = stack.values
+    pixels[2, 3, 4] = np.nan
+    folder = stack_path.parent
+    save_stack(pixels, folder / "bad.zarr")
+    words = ("denoise", "bad.zarr", "out.zarr", "--method", "halve", "--workers", "1")
+    code, out, err = run(plugin_folder, *words, cwd=folder)
+    assert (code, out) == (2, "")
+    assert err.startswith("emdask: ")
+    assert "image 2 has 1 NaN" in err
+    assert "--bad-pixels replace" in err
+    assert "Traceback" not in err
+    assert not (folder / "out.zarr").exists()
+    words = (*words, "--bad-pixels", "replace", "--overwrite")
+    assert run(plugin_folder, *words, cwd=folder)[0] == 0
+    assert np.isfinite(open_stack(folder / "out.zarr").values).all()
+
+
+def test_ctrl_c_stops_and_the_command_it_names_goes_on(stack_path, plugin_folder):
+    folder = stack_path.parent
+    save_stack(open_stack(stack_path, chunks=1), folder / "ones.zarr")
+    words = ["denoise", "ones.zarr", "out.zarr", "--method", "halve", "--workers", "1"]
+    words += ["--pause-s", "1.0"]
+    process = start(plugin_folder, *words, cwd=folder)
+    deadline = time.monotonic() + 120
+    while not _n_shards(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    # As a terminal does: to the workers too.
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, "")
+    # Both belong to Python's multiprocessing and Dask; none may look like an error to the user.
+    assert "Traceback" not in err
+    hint = f"emdask: interrupted. Go on with: emdask {' '.join(words)} --resume\n"
+    assert err == hint
+    assert not (folder / "out.zarr").exists()
+    assert 0 < _n_shards(folder) < 12
+    assert run(plugin_folder, *words, "--resume", cwd=folder)[0] == 0
+    after = open_stack(folder / "out.zarr").values
+    np.testing.assert_array_equal(after, open_stack(stack_path).values / 2)
+
+
+def _n_shards(folder: Path) -> int:
+    """Shards of pixels that are written, finished or not."""
+    return sum(1 for p in folder.glob("out.zarr.partial/content/**/c/*/*/*") if p.is_file())
