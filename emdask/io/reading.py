@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import glob
 import importlib
 import os
@@ -173,8 +174,8 @@ def _open_image_files(
 ) -> xr.DataArray:
     files = inspect_files(paths)
     counts = [file.shape[0] for file in files]
-    file_of = np.repeat(np.arange(len(files)), counts)
     _check_whole(files, counts, images)
+    file_of = np.repeat(np.arange(len(files)), counts)
     attrs = {"kind": _guess_kind(files)}
     coords: dict[str, Any] = {"image_id": np.arange(len(file_of))}
     if len(files) > 1 or attrs["kind"] == "micrographs":
@@ -196,10 +197,12 @@ def _check_whole(files: Sequence[ImageFile], counts: Sequence[int], images: slic
     wanted = range(sum(counts))[images or slice(None)]
     if not wanted:
         raise StackError(sentence("open_stack", "images must select at least one", images))
+    rising = wanted if wanted.step > 0 else wanted[::-1]
     for file, count in zip(files, counts, strict=True):
         if file.n_whole < count:
-            stops = [i - first + 1 for i in wanted if first <= i < first + count]
-            file.check_whole(max(stops, default=0))
+            n_before = bisect.bisect_left(rising, first + count)
+            last = rising[n_before - 1] if n_before else -1
+            file.check_whole(last - first + 1)
         first += count
 
 

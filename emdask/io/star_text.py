@@ -85,9 +85,8 @@ def _split_blocks(text: bytes) -> Iterator[tuple[str, int, int]]:
         words = text[start:end].partition(b"#")[0].split()
         if len(words) == 1:
             blocks.append((words[0][5:].decode(), start, end + 1))
-    ends = [start for _, start, _ in blocks[1:]] + [len(text)]
-    for (name, _, body), end in zip(blocks, ends, strict=True):
-        yield name, body, end
+    for i, (name, _, body) in enumerate(blocks):
+        yield name, body, blocks[i + 1][1] if i + 1 < len(blocks) else len(text)
 
 
 def _find_all(text: bytes, word: bytes) -> Iterator[int]:
@@ -150,7 +149,7 @@ def _parse_rows(rows: bytes, labels: list[str], what: str, text_labels: frozense
 
 def _is_plain(rows: bytes) -> bool:
     """No comments, no single quotes around values: pandas reads it as it stands."""
-    if b"#" in rows:
+    if b"#" in rows or rows.startswith(b"'"):
         return False
     return b"'" not in rows or not any(before + b"'" in rows for before in (b" ", b"\t", b"\n"))
 
