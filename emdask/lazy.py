@@ -7,17 +7,21 @@ write_images`` a chunk at a time; the scheduler frees a chunk as soon as it is w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+from dask import threaded
+from dask._task_spec import Alias, DataNode, Task, TaskRef
+from dask.array.optimization import optimize
 from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
+from dask.utils import key_split
 
 from emdask.backend import array_namespace, on_device, resolve_device
 from emdask.checks import sentence
@@ -343,44 +347,59 @@ def write_images(
     on_progress
         Called with (images written, images in all) as chunks finish.
     """
-    starts = _starts(images)
     sizes = images.chunks[0]
-    todo = [i for i in range(len(starts)) if i not in done]
+    starts = _starts(images).tolist()
+    todo = [i for i in range(len(sizes)) if i not in done]
     written = images.shape[0] - sum(sizes[i] for i in todo)
-    blocks = images.to_delayed().ravel()
-    prefix = f"{name}-{tokenize(images.name, target)}"
+    prefix = f"{key_split(images.name)}-{name}-{tokenize(images.name, target)}"
 
-    def count(key: str) -> None:
+    def count(key: tuple[str, int]) -> None:
         nonlocal written
-        written += sizes[int(key.rpartition("-")[2])]
+        written += sizes[key[1]]
         if on_progress is not None:
             on_progress(written, images.shape[0])
 
     for first in range(0, len(todo), WRITES_AT_ONCE):
         chosen = todo[first : first + WRITES_AT_ONCE]
-        tasks = [
-            delayed(_write_block)(
-                blocks[i], write, target, int(starts[i]), dask_key_name=f"{prefix}-{i}"
-            )
-            for i in chosen
-        ]
-        _run(tasks, prefix, count)
+        blocks = {i: (images.name, i, 0, 0) for i in chosen}
+        graph = dict(optimize(images.dask, list(blocks.values())))
+        goal = f"{prefix}-target"
+        graph[goal] = DataNode(goal, target)
+        for i, block in blocks.items():
+            task = Task((prefix, i), write, TaskRef(goal), TaskRef(block), starts[i])
+            graph[task.key] = task
+        keys = [(prefix, i) for i in chosen]
+        _fuse_writes(graph, keys, goal)
+        _run(graph, keys, count)
 
 
-def _write_block(images: Images, write: Callable[..., None], target: Any, start: int) -> None:
-    write(target, images, start)
+def _fuse_writes(graph: dict[Any, Any], keys: list[tuple[str, int]], goal: str) -> None:
+    """Compute and write a chunk in one task: half the scheduler's work, and no chunk waits."""
+    needed = Counter(key for task in graph.values() for key in task.dependencies)
+    for key in keys:
+        (block,) = graph[key].dependencies - {goal}
+        chain = [graph[key]]
+        while needed[block] == 1 and block in graph:
+            chain.insert(0, graph.pop(block))
+            if not isinstance(chain[0], Alias):
+                break
+            block = chain[0].target
+        graph[key] = Task.fuse(*chain, key=key) if len(chain) > 1 else chain[0]
 
 
-def _run(tasks: list[Delayed], prefix: str, count: Callable[[str], None]) -> None:
-    """Compute the tasks on the active client or local threads; ``count`` each that ends."""
-    client = getattr(get_scheduler(), "__self__", None)
+def _run(
+    graph: dict[Any, Any], keys: list[tuple[str, int]], count: Callable[[tuple[str, int]], None]
+) -> None:
+    """Compute the keys on the active client or local threads; ``count`` each that ends."""
+    get = get_scheduler()
+    client = getattr(get, "__self__", None)
     if client is None:
-        with _Counter(prefix, count):
-            dask.compute(*tasks)
+        with _Counter(keys[0][0], count):
+            (get or threaded.get)(graph, keys)
         return
     from distributed import as_completed
 
-    futures = client.compute(tasks)
+    futures = client.get(graph, keys, sync=False)
     try:
         for future in as_completed(futures):
             future.result()
@@ -393,11 +412,11 @@ def _run(tasks: list[Delayed], prefix: str, count: Callable[[str], None]) -> Non
 class _Counter(Callback):  # type: ignore[misc]
     """Counts finished writes of Dask's local schedulers."""
 
-    def __init__(self, prefix: str, count: Callable[[str], None]) -> None:
+    def __init__(self, prefix: str, count: Callable[[tuple[str, int]], None]) -> None:
         super().__init__()
         self.prefix = prefix
         self.count = count
 
     def _posttask(self, key: Any, *_: Any) -> None:
-        if isinstance(key, str) and key.startswith(self.prefix):
+        if isinstance(key, tuple) and key[0] == self.prefix:
             self.count(key)

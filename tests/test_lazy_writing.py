@@ -1,0 +1,99 @@
+"""`write_images`: every chunk once, on threads and on a cluster; errors stop it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from emdask.errors import StackError
+from emdask.lazy import write_images
+
+SHAPE = (40, 3, 2)
+
+
+def write_file(folder: str, images: Any, start: int) -> None:
+    """Write a block as a file named after its first image."""
+    np.save(Path(folder, f"{start}.npy"), images)
+
+
+def fail_at_eight(images: Any) -> Any:
+    """Refuse the block that holds the number 48."""
+    if (images == 48).any():
+        raise StackError("stack: image 8 has 1 NaN or infinite pixels.")
+    return images
+
+
+def make_images(chunks: Any = 4) -> da.Array:
+    """Number the pixels."""
+    return da.arange(240, chunks=240).reshape(SHAPE).rechunk((chunks, 3, 2))
+
+
+@pytest.fixture(params=["threads", "cluster"])
+def runner(request: pytest.FixtureRequest) -> Any:
+    """Run on local threads and on a cluster with one process."""
+    if request.param == "threads":
+        yield None
+        return
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+        ) as c,
+        Client(c) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize("chunks", [4, 7, 40, ((1, 9, 5, 25),)[0]])
+def test_every_chunk_is_written_once(runner: Any, tmp_path: Path, chunks: Any) -> None:
+    images = make_images(chunks)
+    progress: list[tuple[int, int]] = []
+    write_images(
+        images,
+        write_file,
+        str(tmp_path),
+        name="write",
+        on_progress=lambda done, total: progress.append((done, total)),
+    )
+    starts = np.cumsum([0, *images.chunks[0][:-1]])
+    assert sorted(int(p.stem) for p in tmp_path.iterdir()) == starts.tolist()
+    whole = np.concatenate([np.load(tmp_path / f"{start}.npy") for start in starts])
+    np.testing.assert_array_equal(whole, np.arange(240).reshape(SHAPE))
+    assert len(progress) == len(starts)
+    assert progress[-1] == (40, 40)
+
+
+def test_chunks_that_are_done_are_not_computed(runner: Any, tmp_path: Path) -> None:
+    progress: list[int] = []
+    images = make_images().map_blocks(fail_at_eight, dtype=int)
+    write_images(
+        images,
+        write_file,
+        str(tmp_path),
+        name="write",
+        done={0, 2},
+        on_progress=lambda done, _: progress.append(done),
+    )
+    assert sorted(int(p.stem) for p in tmp_path.iterdir()) == [4, *range(12, 40, 4)]
+    assert progress[0] == 12
+
+
+def test_shared_blocks_are_kept(runner: Any, tmp_path: Path) -> None:
+    # A chunk of the result that is a whole chunk of the source, which another one needs too.
+    source = make_images(10) + 0
+    images = da.concatenate([source[:10], source[5:15], source[:10]])
+    write_images(images, write_file, str(tmp_path), name="write")
+    starts = np.cumsum([0, *images.chunks[0][:-1]])
+    whole = np.concatenate([np.load(tmp_path / f"{start}.npy") for start in starts])
+    np.testing.assert_array_equal(whole, images.compute())
+
+
+def test_an_error_arrives_unchanged(runner: Any, tmp_path: Path) -> None:
+    images = make_images().map_blocks(fail_at_eight, dtype=int)
+    with pytest.raises(StackError, match="image 8 has 1 NaN"):
+        write_images(images, write_file, str(tmp_path), name="write")
+    assert not (tmp_path / "8.npy").exists()
