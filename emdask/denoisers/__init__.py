@@ -84,7 +84,7 @@ def denoise(
         bad_pixels=bad_pixels,
     )
     attrs = add_provenance(source.attrs, name, asdict(params))
-    return like_input(source.copy(data=images).assign_attrs(attrs), stack)
+    return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 
 
 def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
