@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,11 @@ class BM3D:
     emdask.errors.ParameterError: bm3d: sigma must be "auto" or a number of at least 0; got -1.
     """
 
-    sigma: str | float = parameter(
+    sigma: Literal["auto"] | float = parameter(
         "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
     )
-    profile: str = parameter(
-        "auto", "auto, normal, fast or high_noise; auto: normal or high_noise, by each image's SNR"
+    profile: Literal["auto", "normal", "fast", "high_noise"] = parameter(
+        "auto", "set of defaults; auto: normal, or high_noise for images of SNR below 1"
     )
     window_px: int | None = parameter(None, "side of the square searched for blocks; odd", "px")
     group_size: int | None = parameter(
@@ -54,7 +54,7 @@ class BM3D:
     def __post_init__(self) -> None:
         if self.sigma != "auto":
             number = isinstance(self.sigma, int | float | np.floating | np.integer)
-            ok = number and np.isfinite(self.sigma) and self.sigma >= 0  # type: ignore[operator]
+            ok = number and np.isfinite(self.sigma) and self.sigma >= 0
             rule = 'sigma must be "auto" or a number of at least 0'
             require(bool(ok) and not isinstance(self.sigma, bool), "bm3d", rule, self.sigma)
         check_choice("bm3d", "profile", self.profile, ("auto", *PROFILES))
@@ -114,7 +114,7 @@ def choose_profiles(images: Any, sigmas: Any, profile: str) -> dict[str, Any]:
 
 def adapt_profile(profile: Profile, params: BM3D) -> Profile:
     """Put the parameters that were given into a profile."""
-    given = {
+    given: dict[str, Any] = {
         "window_px": params.window_px,
         "hard_group": params.group_size,
         "wiener_group": params.group_size,

@@ -9,6 +9,7 @@ band of rows of reference blocks, which bounds the memory of groups for images o
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -16,10 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 from numba import njit
+from numba.core import event
 
 from emdask.kernels.bm3d_plan import (
     BLOCK,
     FAR,
+    NEVER_SIMILAR,
     NORMAL,
     STEP,
     Layout,
@@ -27,7 +30,11 @@ from emdask.kernels.bm3d_plan import (
     blend_window,
     cosine_matrix,
     crop_image,
+    double,
+    halve,
+    has_coarser_scale,
     lay_out,
+    merge_scales,
     pad_image,
     search_shifts,
     spread_weights,
@@ -55,6 +62,7 @@ Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 F = TypeVar("F", bound=Callable[..., Any])
 
+LOGGER = logging.getLogger("emdask")
 PIXELS = BLOCK * BLOCK
 HALF = np.float32(math.sqrt(0.5))
 # A tile of distances, (rows x vectors x shifts x lanes), should stay in the second-level cache.
@@ -102,21 +110,62 @@ def denoise(
     True
     """
     result = np.empty(images.shape, np.float32)
-    for target, image, sigma in zip(result, images, sigmas, strict=True):
-        target[...] = _denoise_image(image, float(sigma), profile)
+    with event.install_listener("numba:compile", _announcer):
+        for target, image, sigma in zip(result, images, sigmas, strict=True):
+            target[...] = _denoise_image(image, float(sigma), profile)
     return result
+
+
+class _Announcer(event.Listener):  # type: ignore[misc]
+    """Says why the first call takes seconds; silent where the code is found on disk."""
+
+    def __init__(self) -> None:
+        self.said = False
+
+    def on_start(self, _: Any) -> None:
+        if not self.said:
+            self.said = True
+            LOGGER.info("bm3d: compiling for this processor, about 10 s, once; kept on disk.")
+
+    def on_end(self, _: Any) -> None:
+        pass
+
+
+_announcer = _Announcer()
 
 
 def _denoise_image(image: npt.NDArray[Any], sigma: float, profile: Profile) -> Floats:
     if sigma <= 1e-6 * float(np.ptp(image)):
         return image.astype(np.float32)
     offset = image.mean(dtype=np.float64)
-    layout = lay_out(image.shape, profile.window_px)
-    noisy = pad_image(((image - offset) / sigma).astype(np.float32), layout)
-    basic = _estimate(noisy, None, layout, profile)
-    final = _estimate(noisy, basic, layout, profile)
-    result: Floats = (crop_image(final, layout) * sigma + offset).astype(np.float32)
+    noisy = ((image - offset) / sigma).astype(np.float32)
+    if profile.n_scales > 1 and has_coarser_scale(noisy.shape):
+        estimate = _refine_coarse(noisy, profile, profile.n_scales)
+    else:
+        estimate = _take_both_steps(noisy, profile)
+    result: Floats = (estimate * sigma + offset).astype(np.float32)
     return result
+
+
+def _take_both_steps(noisy: Floats, profile: Profile) -> Floats:
+    """Denoise an image of unit noise as the paper does."""
+    layout = lay_out(noisy.shape, profile.window_px)
+    padded = pad_image(noisy, layout)
+    basic = _estimate(padded, None, layout, profile)
+    return crop_image(_estimate(padded, basic, layout, profile), layout)
+
+
+def _refine_coarse(noisy: Floats, profile: Profile, n_scales: int) -> Floats:
+    """Denoise at half resolution, then filter by that estimate at full resolution."""
+    half = halve(noisy)
+    coarse = _take_both_steps(half, profile)
+    if n_scales > 2 and has_coarser_scale(half.shape):
+        coarse += _refine_coarse(half, profile, n_scales - 1)
+        coarse /= 2
+    layout = lay_out(noisy.shape, profile.window_px)
+    basic = pad_image(double(coarse, noisy.shape), layout)
+    fine = _estimate(pad_image(noisy, layout), basic, layout, profile)
+    return merge_scales(crop_image(fine, layout), coarse)
 
 
 def _estimate(noisy: Floats, basic: Floats | None, layout: Layout, profile: Profile) -> Floats:
@@ -124,7 +173,7 @@ def _estimate(noisy: Floats, basic: Floats | None, layout: Layout, profile: Prof
     guide = noisy if basic is None else basic
     group_size = profile.hard_group if basic is None else profile.wiener_group
     distance = profile.hard_distance if basic is None else profile.wiener_distance
-    limit = np.float32(distance * PIXELS)
+    limit = np.float32(min(distance * PIXELS, NEVER_SIMILAR))
     threshold = np.float32(profile.threshold)
     window = blend_window(profile.window_beta)
     planes = split_columns(guide)

@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy.fft import dctn, idctn
 
 __all__ = [
     "BLOCK",
     "FAR",
+    "FAST",
+    "HIGH_NOISE",
+    "NEVER_SIMILAR",
     "NORMAL",
     "STEP",
     "Layout",
@@ -18,7 +22,11 @@ __all__ = [
     "blend_window",
     "cosine_matrix",
     "crop_image",
+    "double",
+    "halve",
+    "has_coarser_scale",
     "lay_out",
+    "merge_scales",
     "pad_image",
     "search_shifts",
     "spread_weights",
@@ -29,6 +37,10 @@ BLOCK = 8
 STEP = 3
 # Grey level outside of the image, in noise units: no block that reaches there is ever near.
 FAR = np.float32(1e15)
+# Sum of squared differences of blocks of which one reaches outside: at least this.
+NEVER_SIMILAR = 1e29
+# Share of a coarse image's frequencies, from zero on, that its estimate decides.
+COARSE_SHARE = 0.8
 # Taps of the biorthogonal spline wavelet 1.5 of Cohen, Daubechies and Feauveau, times 128 sqrt(2).
 LOW_TAPS = (3, -3, -22, 22, 128, 128, 22, -22, -3, 3)
 
@@ -48,6 +60,9 @@ class Profile(NamedTuple):
         Mean squared difference per pixel up to which a block is similar.
     window_beta
         Shape of the Kaiser window by which overlapping blocks are blended.
+    n_scales
+        1: the two steps of the paper. More: the first estimate comes from the image at half the
+        resolution, where the signal stands out more, and so on down.
     """
 
     window_px: int = 39
@@ -57,9 +72,13 @@ class Profile(NamedTuple):
     hard_distance: float = math.inf
     wiener_distance: float = 0.6
     window_beta: float = 2.0
+    n_scales: int = 1
 
 
 NORMAL = Profile()
+FAST = Profile(window_px=19, hard_group=8, wiener_group=16)
+# Tuned on simulated particles at SNR 0.02-0.4; see benchmarks/results/bm3d.md.
+HIGH_NOISE = Profile(window_px=31, hard_group=32, window_beta=4.0, n_scales=3)
 
 
 class Layout(NamedTuple):
@@ -197,3 +216,48 @@ def wavelet_matrix() -> npt.NDArray[np.float64]:
         n //= 2
     scaled: npt.NDArray[np.float64] = result / np.linalg.norm(result, axis=1, keepdims=True)
     return scaled
+
+
+def has_coarser_scale(shape: tuple[int, ...]) -> bool:
+    """Whether blocks still fit into an image of half the size."""
+    return min(shape) >= 2 * BLOCK
+
+
+def halve(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Low frequencies of an image as a smaller image: (h, w) -> (ceil(h / 2), ceil(w / 2)).
+
+    Cosine transforms keep white noise white and of the same deviation, work for any size and treat
+    all sides of the image alike.
+
+    Examples
+    --------
+    >>> halve(np.ones((5, 8), np.float32)).shape
+    (3, 4)
+    """
+    rows, columns = (-(-n // 2) for n in image.shape)
+    low = dctn(image, norm="ortho")[:rows, :columns]
+    result: npt.NDArray[np.float32] = idctn(low, norm="ortho")
+    return result
+
+
+def double(image: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Smooth image of a shape whose `halve` is the given image."""
+    frequencies = np.zeros(shape, np.float32)
+    frequencies[: image.shape[0], : image.shape[1]] = dctn(image, norm="ortho")
+    result: npt.NDArray[np.float32] = idctn(frequencies, norm="ortho")
+    return result
+
+
+def merge_scales(
+    fine: npt.NDArray[np.float32], coarse: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Replace the low frequencies of an estimate by those of an estimate at half resolution.
+
+    Facciolo, Pierazzo and Morel, "Conservative scale recomposition for multiscale denoising", SIAM
+    Journal on Imaging Sciences 10 (2017) 1603-1626.
+    """
+    rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape)
+    frequencies = dctn(fine, norm="ortho")
+    frequencies[:rows, :columns] = dctn(coarse, norm="ortho")[:rows, :columns]
+    result: npt.NDArray[np.float32] = idctn(frequencies, norm="ortho")
+    return result

@@ -15,13 +15,8 @@ Floats = npt.NDArray[np.float64]
 
 def denoise(image: Floats, sigma: float, profile: Profile) -> Floats:
     """Both steps of BM3D on one image."""
-    border = [(n - 8) % 3 for n in image.shape]
     mean = image.mean()
-    padded = np.pad((image - mean) / sigma, [(b, b) for b in border], mode="symmetric")
-    basic = estimate(padded, None, profile)
-    final = estimate(padded, basic, profile)
-    (top, left), (h, w) = border, image.shape
-    return sigma * final[top : top + h, left : left + w] + mean
+    return sigma * two_steps((image - mean) / sigma, profile) + mean
 
 
 def estimate(noisy: Floats, basic: Floats | None, profile: Profile) -> Floats:
@@ -114,4 +109,58 @@ def wavelet_1_5() -> Floats:
             details = list(detail) + details
         columns.append([*rest, *details])
     matrix = np.array(columns, float).T
+    return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+
+
+def denoise_scales(image: Floats, profile: Profile) -> Floats:
+    """Unit-noise image by way of half its resolution, and that by way of a quarter."""
+    mean = image.mean()
+    return refine(image - mean, profile, profile.n_scales) + mean
+
+
+def refine(noisy: Floats, profile: Profile, n_scales: int) -> Floats:
+    """Wiener step whose pilot is the estimate at half resolution, which keeps low frequencies."""
+    half = [-(-n // 2) for n in noisy.shape]
+    coarse_noisy = resize(noisy, half)
+    coarse = two_steps(coarse_noisy, profile)
+    if n_scales > 2:
+        coarse = (coarse + refine(coarse_noisy, profile, n_scales - 1)) / 2
+    fine = step(noisy, resize(coarse, noisy.shape), profile)
+    kept = [round(0.8 * n) for n in half]
+    low = resize(resize(fine, kept), noisy.shape)
+    return fine - low + resize(resize(coarse, kept), noisy.shape)
+
+
+def two_steps(noisy: Floats, profile: Profile) -> Floats:
+    padded = mirror_border(noisy)
+    basic = estimate(padded, None, profile)
+    return cut_border(estimate(padded, basic, profile), noisy.shape)
+
+
+def step(noisy: Floats, basic: Floats, profile: Profile) -> Floats:
+    result = estimate(mirror_border(noisy), mirror_border(basic), profile)
+    return cut_border(result, noisy.shape)
+
+
+def mirror_border(image: Floats) -> Floats:
+    """Add to both sides what makes the grid of blocks end with the image."""
+    return np.pad(image, [((n - 8) % 3,) * 2 for n in image.shape], mode="symmetric")
+
+
+def cut_border(image: Floats, shape: tuple[int, ...]) -> Floats:
+    top, left = ((n - 8) % 3 for n in shape)
+    return image[top : top + shape[0], left : left + shape[1]]
+
+
+def resize(image: Floats, shape: Any) -> Floats:
+    """Cut or fill up with zeros the orthonormal cosine frequencies."""
+    for axis, n in enumerate(shape):
+        common = min(n, image.shape[axis])
+        change = cosine(n)[:common].T @ cosine(image.shape[axis])[:common]
+        image = np.moveaxis(np.tensordot(change, image, (1, axis)), 0, axis)
+    return image
+
+
+def cosine(n: int) -> Floats:
+    matrix = np.cos(np.pi * np.outer(np.arange(n), np.arange(n) + 0.5) / n)
     return matrix / np.linalg.norm(matrix, axis=1, keepdims=True)

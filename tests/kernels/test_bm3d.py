@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from emdask.kernels import bm3d_cpu, bm3d_plan
-from emdask.kernels.bm3d_plan import NORMAL, Profile
+from emdask.kernels.bm3d_plan import HIGH_NOISE, NORMAL, Profile
 from tests.kernels import bm3d_reference
 
 Floats = npt.NDArray[np.float32]
@@ -44,11 +44,27 @@ def assert_close(result: Floats, expected: Floats) -> None:
         Profile(window_px=15, hard_distance=2.2, wiener_distance=0.05, window_beta=0.0),
     ],
 )
-@pytest.mark.parametrize("shape", [(32, 32), (29, 36)])
+@pytest.mark.parametrize("shape", [(24, 24), (22, 28)])
 def test_agrees_with_the_slow_reference(shape: tuple[int, int], profile: Profile) -> None:
     _, noisy = scene(*shape)
     expected = bm3d_reference.denoise(noisy.astype(float), 1.0, profile)
     assert_close(denoise(noisy, profile=profile), expected.astype(np.float32))
+
+
+@pytest.mark.parametrize(("shape", "n_scales"), [((26, 32), 2), ((33, 32), 3)])
+def test_scales_agree_with_the_slow_reference(shape: tuple[int, int], n_scales: int) -> None:
+    _, noisy = scene(*shape)
+    profile = HIGH_NOISE._replace(window_px=11, n_scales=n_scales)
+    expected = bm3d_reference.denoise_scales(noisy.astype(float), profile)
+    assert_close(denoise(noisy, profile=profile), expected.astype(np.float32))
+
+
+def test_half_of_white_noise_is_white_noise() -> None:
+    noise = np.random.default_rng(0).normal(size=(255, 256)).astype(np.float32)
+    half = bm3d_plan.halve(noise)
+    assert half.shape == (128, 128)
+    assert half.std() == pytest.approx(1, rel=0.02)
+    np.testing.assert_allclose(bm3d_plan.halve(bm3d_plan.double(half, (255, 256))), half, atol=1e-5)
 
 
 def test_groups_are_the_nearest_blocks() -> None:
@@ -86,10 +102,11 @@ def test_removes_noise() -> None:
     assert np.mean((denoise(noisy) - clean) ** 2) < 0.12
 
 
+@pytest.mark.parametrize("profile", [NORMAL, HIGH_NOISE])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50), (8, 8), (9, 10), (17, 64), (45, 130)])
-def test_any_shape(shape: tuple[int, int]) -> None:
+def test_any_shape(shape: tuple[int, int], profile: Profile) -> None:
     _, noisy = scene(*shape)
-    result = denoise(noisy)
+    result = denoise(noisy, profile=profile)
     assert result.shape == shape
     assert np.isfinite(result).all()
     assert result.std() <= noisy.std()
@@ -114,13 +131,14 @@ def test_mean_and_unit_pass_through() -> None:
     assert_close(denoise(noisy * np.float32(1e-3), 1e-3) * np.float32(1e3), expected)
 
 
+@pytest.mark.parametrize("profile", [NORMAL, HIGH_NOISE])
 @pytest.mark.parametrize("shape", [(38, 38), (40, 51), (39, 45)])
-def test_commutes_with_rotation_and_transposition(shape: tuple[int, int]) -> None:
+def test_commutes_with_rotation_and_transposition(shape: tuple[int, int], profile: Profile) -> None:
     _, noisy = scene(*shape)
-    expected = denoise(noisy)
-    assert_close(denoise(np.rot90(noisy)), np.rot90(expected))
-    assert_close(denoise(noisy.T), expected.T)
-    assert_close(denoise(noisy[:, ::-1]), expected[:, ::-1])
+    expected = denoise(noisy, profile=profile)
+    assert_close(denoise(np.rot90(noisy), profile=profile), np.rot90(expected))
+    assert_close(denoise(noisy.T, profile=profile), expected.T)
+    assert_close(denoise(noisy[:, ::-1], profile=profile), expected[:, ::-1])
 
 
 def test_images_are_independent() -> None:
