@@ -270,7 +270,7 @@ def _near(path: str) -> str:
     if not os.path.isdir(folder):
         return f"There is no folder {folder} either."
     name = os.path.basename(path)
-    close = difflib.get_close_matches(name, os.listdir(folder), n=3)
+    close = difflib.get_close_matches(name, os.listdir(folder), n=3, cutoff=0.8)
     return f"Did you mean {' or '.join(close)}?" if close else ""
 
 
