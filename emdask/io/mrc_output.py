@@ -24,7 +24,7 @@ from emdask.checks import require, sentence
 from emdask.errors import ParameterError
 from emdask.io.mrc import HEADER_BYTES, HEADER_DTYPE, build_header, find_mode
 from emdask.io.output import Options, Output, cast_images, check_cast, replace_file
-from emdask.io.star import write_star
+from emdask.io.star_output import write_star
 
 Images = npt.NDArray[Any]
 STATISTICS = ("minimum", "maximum", "mean", "rms")

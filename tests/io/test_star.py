@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from emdask import open_stack
 from emdask.errors import FormatError, StackError
 from emdask.io.mrc import build_header
-from emdask.io.star import write_star
+from emdask.io.star_output import write_star
 from emdask.io.star_text import format_star, parse_star
 from emdask.stack import build_stack
 
