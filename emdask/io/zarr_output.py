@@ -64,6 +64,7 @@ def arrange_shards(stack: xr.DataArray) -> xr.DataArray:
 
     Examples
     --------
+    >>> import numpy as np
     >>> stack = xr.DataArray(np.zeros((7, 2, 2)), dims=("image", "y", "x"))
     >>> arrange_shards(stack.chunk({"image": (1, 3, 3)})).chunks[0]
     (3, 3, 1)
