@@ -2,6 +2,7 @@
 
 What lies in ``PATH.partial`` while it is unfinished::
 
+    draft/      the output before its metadata are whole
     job.json    what is being made: shape, type, chunks, a digest of the metadata, the graph's name
     lock        held by the process at work
     content/    the output, and what its format needs to go on after a crash
@@ -37,7 +38,7 @@ from emdask.lazy import write_images
 from emdask.stack import as_stack
 
 OUTPUTS = {".zarr": ZARR, ".mrcs": MRCS, ".star": MRCS, ".mrc": MRC, "": MICROGRAPHS}
-CONTENT, JOB, LOCK = "content", "job.json", "lock"
+CONTENT, DRAFT, JOB, LOCK = "content", "draft", "job.json", "lock"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GO_ON = "resume=True (--resume)"
 REPLACE = "overwrite=True (--overwrite)"
@@ -209,7 +210,7 @@ def _find_begun(partial: Path, job: dict[str, Any], *, resume: bool, overwrite: 
     if not partial.exists():
         return False
     if not (partial / JOB).exists():
-        if any(path.name != LOCK for path in partial.iterdir()):
+        if any(path.name not in (LOCK, DRAFT) for path in partial.iterdir()):
             rule = "this name is needed for an unfinished output, and holds something else"
             raise FileExistsError(sentence(str(partial), rule, remedy="Move it away."))
         return False
@@ -294,7 +295,7 @@ def _begin(
     for path in partial.iterdir():
         if path.name != LOCK:
             _remove(path)
-    draft = partial / "draft"
+    draft = partial / DRAFT
     draft.mkdir()
     replace_file(partial / JOB, [json.dumps(job, indent=1).encode()], draft)
     output.create(output.plan(stack, draft, name, options), stack)
