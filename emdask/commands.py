@@ -227,7 +227,7 @@ def denoise_files(
     # Before workers start: a wrong parameter is to be told at once.
     options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels, **parameters}
     learns = find_method(FAMILY, method).learn is not None
-    clean = None if learns else denoise(stack, method, **options)
+    clean: Any = None if learns else denoise(stack, method, **options)
     watch = Stopwatch()
     with workers.connect() as client:
         if learns:
@@ -244,7 +244,7 @@ def denoise_files(
         save_preview(stack, path, preview, method)
         say(f"picture -> {preview}")
     if report is not None:
-        save_report(stack, path, report, method, seconds)
+        save_report(stack, clean, path, report, seconds)
         say(f"report -> {report}")
 
 
@@ -284,7 +284,11 @@ def save_preview(noisy: xr.DataArray, denoised_path: str | Path, picture: Path, 
 
 
 def save_report(
-    noisy: xr.DataArray, denoised_path: str | Path, page: Path, method: str, seconds: float
+    noisy: xr.DataArray,
+    denoised: xr.DataArray,
+    denoised_path: str | Path,
+    page: Path,
+    seconds: float,
 ) -> None:
     """Write an HTML page of the first images before and after, as far as is known without truth."""
     from emdask.kernels.noise import estimate_sigma
@@ -309,11 +313,12 @@ def save_report(
         ("low-frequency power of the residual, white noise = 1", f"{ratio:.3f}"),
     ]
     n, h, w = noisy.shape
+    steps = provenance_rows(denoised.attrs)
     write_report(
         page,
-        title=f"Denoised with {method}",
-        text=f"{count_text(n)} of {w} x {h} pixels; the pictures and figures are of the first "
-        f"{len(before)}.",
+        title=f"Denoised with {steps[-1][0]}",
+        text=f"{count_text(n)} of {w} x {h} pixels; pictures and figures are of "
+        f"{'all' if len(before) == n else f'the first {len(before)}'}.",
         headline=[
             (f"{seconds:.3g} s", "wall time"),
             (f"{n / seconds:.3g}", "images a second"),
@@ -330,7 +335,7 @@ def save_report(
                 title="How it was made",
                 table=Table(
                     header=("step", "parameters"),
-                    rows=provenance_rows(open_stack(denoised_path).attrs),
+                    rows=steps,
                 ),
             ),
             Section(title="With", table=Table(header=("", ""), rows=environment_rows())),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +21,9 @@ from emdask.cluster import connect
 # Lines of a table in a file or a pipe are not to be broken at 80 letters.
 WIDTH_OF_FILES = 400
 SPEED_PERIOD_S = 300.0
+# Stopping a worker that is at work is no reason for a warning, and an error in a task reaches the
+# user as a sentence from this process.
+DASK_LOGGING = {"distributed.nanny": "error", "distributed.worker": "critical"}
 BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -78,9 +83,19 @@ def follow_images(
 
 
 def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> Any:
-    """Return `emdask.connect`'s client, without what Dask says of workers that it stops."""
+    """Return `emdask.connect`'s client, whose workers say nothing when the user presses Ctrl-C.
+
+    The terminal sends the interrupt to the workers too. They inherit that it is ignored while they
+    are started, and so leave it to this process to stop them.
+    """
+    # Through the environment, because the workers log in processes of their own.
+    os.environ.setdefault("DASK_LOGGING", str(DASK_LOGGING))
     logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
-    return connect(target, n_workers=n_workers, quiet=True)
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return connect(target, n_workers=n_workers, quiet=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -1,0 +1,68 @@
+"""The CTF against published figures and its own properties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from emdask.kernels.ctf import apply_ctf, ctf_2d, electron_wavelength
+
+
+@pytest.mark.parametrize(
+    ("voltage_kV", "wavelength_A"), [(100, 0.0370), (200, 0.0251), (300, 0.0197)]
+)
+def test_wavelengths_of_the_textbooks(voltage_kV, wavelength_A):
+    assert electron_wavelength(voltage_kV) == pytest.approx(wavelength_A, abs=5e-5)
+
+
+def test_first_zero_without_aberration_and_amplitude_contrast():
+    shape, pixel_A, defocus_A = (512, 512), 1.0, 15_000.0
+    ctf = ctf_2d(
+        shape,
+        pixel_size_A=pixel_A,
+        defocus_u_A=defocus_A,
+        spherical_aberration_mm=0.0,
+        amplitude_contrast=0.0,
+    )
+    zero = 1 / np.sqrt(electron_wavelength(300) * defocus_A)
+    along_x = ctf[0]
+    frequency = np.arange(along_x.size) / (512 * pixel_A)
+    crossing = frequency[1:][np.signbit(along_x[1:]) != np.signbit(along_x[:-1])]
+    assert crossing[crossing > 0.01][0] == pytest.approx(zero, abs=1.5 / 512)
+    assert (along_x[1 : int(zero * 512) - 1] > 0).all()
+
+
+def test_astigmatism_turns_the_defocus():
+    options = {"pixel_size_A": 2.0, "defocus_u_A": 18_000.0, "defocus_v_A": 14_000.0}
+    along_x = ctf_2d((64, 64), **options)
+    np.testing.assert_allclose(
+        along_x[0], ctf_2d((64, 64), pixel_size_A=2.0, defocus_u_A=18_000.0)[0]
+    )
+    np.testing.assert_allclose(
+        along_x[:, 0], ctf_2d((64, 64), pixel_size_A=2.0, defocus_u_A=14_000.0)[:, 0]
+    )
+    turned = ctf_2d((64, 64), **options, astigmatism_deg=90.0)
+    np.testing.assert_allclose(turned[0, :33], along_x[:33, 0], atol=1e-9)
+
+
+def test_a_phase_plate_of_90_degrees_makes_a_cosine():
+    bare = ctf_2d((16, 16), pixel_size_A=4.0, defocus_u_A=1e4, amplitude_contrast=0.0)
+    plate = ctf_2d(
+        (16, 16), pixel_size_A=4.0, defocus_u_A=1e4, amplitude_contrast=0.0, phase_shift_deg=90.0
+    )
+    np.testing.assert_allclose(bare**2 + plate**2, 1)
+
+
+def test_one_ctf_an_image():
+    defocus_A = np.array([1e4, 2e4])
+    both = ctf_2d((8, 6), pixel_size_A=3.0, defocus_u_A=defocus_A)
+    assert both.shape == (2, 8, 4)
+    np.testing.assert_array_equal(both[1], ctf_2d((8, 6), pixel_size_A=3.0, defocus_u_A=2e4))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 9)])
+def test_applying_multiplies_the_transform(shape, rng):
+    image = rng.normal(size=shape)
+    ctf = ctf_2d(shape, pixel_size_A=3.0, defocus_u_A=1e4)
+    expected = np.fft.rfft2(image) * ctf
+    np.testing.assert_allclose(np.fft.rfft2(apply_ctf(image, ctf)), expected, atol=1e-9)

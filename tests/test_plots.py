@@ -1,0 +1,83 @@
+"""Pictures hold the pixels that they are given."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emdask.kernels.fourier import radial_power
+from emdask.plots import (
+    draw_before_after,
+    draw_spectra,
+    grey_limits,
+    montage,
+    png_bytes,
+    save_figure,
+    svg_text,
+)
+
+
+def decode(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+def test_png_stretches_grey_levels_between_the_limits():
+    image = np.array([[-5.0, 0.0], [1.0, 99.0]])
+    np.testing.assert_array_equal(decode(png_bytes(image, (0.0, 2.0))), [[0, 0], [128, 255]])
+
+
+def test_nan_is_transparent():
+    pixels = decode(png_bytes(np.array([[np.nan, 1.0]]), (0.0, 1.0)))
+    np.testing.assert_array_equal(pixels, [[[0, 0], [255, 255]]])
+
+
+def test_limits_ignore_outliers_and_never_coincide(rng):
+    image = rng.normal(size=(100, 100))
+    image[0, 0] = 1e6
+    assert grey_limits(image)[1] < 5
+    assert grey_limits(np.zeros((4, 4))) == (-1, 1)
+
+
+def test_montage_puts_images_in_rows(rng):
+    images = rng.normal(size=(5, 3, 4))
+    canvas = montage(images, n_columns=2)
+    assert canvas.shape == (3 * 5 - 2, 2 * 6 - 2)
+    np.testing.assert_array_equal(canvas[5:8, 6:10], images[3])
+    assert np.isnan(canvas[3:5]).all()
+    assert np.isnan(canvas[10:, 6:]).all()
+
+
+def test_spectra_are_in_inverse_angstrom(rng):
+    axes = draw_spectra({"noise": rng.normal(size=(3, 32, 32))}, pixel_size_A=2.0).axes[0]
+    frequency, power = axes.lines[0].get_data()
+    np.testing.assert_allclose(frequency, radial_power(np.zeros((32, 32)))[0] / 2)
+    assert 0.24 < frequency[-1] <= 0.25
+    np.testing.assert_allclose(power[3:], 1, rtol=0.5)
+
+
+def test_svg_takes_the_colour_of_the_page():
+    text = svg_text(draw_spectra({"a": np.eye(16)[None]}))
+    assert "currentColor" in text
+    assert "#010203" not in text
+    assert text.rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "start"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
+)
+def test_preview_is_a_file_of_the_kind_that_its_name_says(tmp_path, rng, suffix, start):
+    images = rng.normal(size=(3, 24, 24))
+    path = save_figure(draw_before_after(images, images / 2), tmp_path / f"a{suffix}")
+    assert path.read_bytes().startswith(start)
+
+
+def test_pyplot_and_its_windows_are_not_loaded():
+    import subprocess
+
+    code = "import sys, emdask.report; print('matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

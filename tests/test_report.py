@@ -1,0 +1,99 @@
+"""The report is one page that needs nothing else and escapes what it is told."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from emdask.report import (
+    CROP_PX,
+    Section,
+    Table,
+    draw_power,
+    environment_rows,
+    picture_images,
+    write_report,
+)
+
+VOID = {"meta", "img", "br", "path", "use", "rect", "line"}
+
+
+class Balance(HTMLParser):
+    """Every element that is opened is closed, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page(tmp_path, rng) -> str:
+    noisy = rng.normal(size=(3, 24, 24))
+    section = Section(
+        title="Particles",
+        text="a & b",
+        pictures=picture_images(noisy, noisy / 2, noisy / 3),
+        table=Table(header=("what", "value"), rows=[("sigma", "<1>")]),
+        drawing=draw_power(noisy, noisy / 2),
+        command="emdask denoise 'a b'",
+    )
+    path = write_report(
+        tmp_path / "r.html", title="<t>", text="", headline=[("1 dB", "x")], sections=[section]
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def test_page_is_self_contained(page):
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(s.startswith(("data:image/png;base64,", "#")) for s in sources)
+    assert "<script" not in page
+    assert "url(http" not in page
+
+
+def test_page_is_balanced_and_escaped(page):
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    for text in ("<h1>&lt;t&gt;</h1>", "a &amp; b", "<td>&lt;1&gt;</td>", "&#x27;a b&#x27;"):
+        assert text in page
+
+
+def test_page_suits_phones_and_dark_rooms(page):
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_pictures_of_particles_and_of_micrographs(rng):
+    small = rng.normal(size=(2, 16, 16))
+    assert [p.name for p in picture_images(small, small, small)] == [
+        "Noisy",
+        "Denoised",
+        "Clean",
+        "Residual",
+    ]
+    large = rng.normal(size=(1, CROP_PX + 30, CROP_PX + 10))
+    names = [p.name for p in picture_images(large, large / 2)]
+    assert names == [
+        "Noisy, whole",
+        "Denoised, whole",
+        "Noisy, middle",
+        "Denoised, middle",
+        "Residual, middle",
+    ]
+
+
+def test_environment_names_versions():
+    rows = dict(environment_rows())
+    assert rows["numpy"] == np.__version__
+    assert int(rows["cores"]) >= 1
