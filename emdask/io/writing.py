@@ -299,7 +299,7 @@ def _begin(
     draft.mkdir()
     replace_file(partial / JOB, [json.dumps(job, indent=1).encode()], draft)
     output.create(output.plan(stack, draft, name, options), stack)
-    os.replace(draft, partial / CONTENT)
+    _rename(draft, partial / CONTENT)
 
 
 def _write(
@@ -334,10 +334,10 @@ def _publish(partial: Path, folder: Path, names: Sequence[str]) -> None:
         old = partial / "old"
         _remove(old)
         old.mkdir()
-        os.replace(replaced, old / replaced.name)
+        _rename(replaced, old / replaced.name)
     for file in made:
         if file.exists():
-            os.replace(file, folder / file.name)
+            _rename(file, folder / file.name)
     _clear(partial)
 
 
@@ -349,6 +349,10 @@ def _clear(partial: Path) -> None:
                 _remove(path)
         _remove(partial / JOB)
         partial.rmdir()
+
+
+def _rename(old: Path, new: Path) -> None:
+    os.replace(old, new)
 
 
 def _remove(path: Path) -> None:
