@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +99,13 @@ def test_an_error_arrives_unchanged(runner: Any, tmp_path: Path) -> None:
     with pytest.raises(StackError, match="image 8 has 1 NaN"):
         write_images(images, write_file, str(tmp_path), name="write")
     assert not (tmp_path / "8.npy").exists()
+
+
+def test_the_benchmark_of_overhead_runs() -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "overhead.py"
+    command = [sys.executable, str(script), "--small"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second, third = result.stdout.splitlines()
+    assert first.startswith("building denoise() on 100,000 images")
+    assert second.endswith("x the kernels' time")
+    assert third.endswith("ms a chunk")
