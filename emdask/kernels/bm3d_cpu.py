@@ -66,7 +66,7 @@ LOGGER = logging.getLogger("emdask")
 PIXELS = BLOCK * BLOCK
 HALF = np.float32(math.sqrt(0.5))
 # A tile of distances, (rows x vectors x shifts x lanes), should stay in the second-level cache.
-TILE_ROWS = 4
+TILE_ROWS = 8
 TILE_VECTORS = 3
 # The last two lanes of a tile lack their right neighbours.
 TILE_BLOCKS = TILE_VECTORS * N_LANES - 2
@@ -183,8 +183,10 @@ def _estimate(noisy: Floats, basic: Floats | None, layout: Layout, profile: Prof
     blend = np.outer(window, window).ravel()
     sums, weights = np.zeros((2, *noisy.shape), np.float32)
     flat = noisy.ravel(), guide.ravel(), sums.ravel(), weights.ravel()
-    for first in range(0, layout.n_down, BAND_ROWS):
-        n_rows = min(BAND_ROWS, layout.n_down - first)
+    n_bands = -(-layout.n_down // BAND_ROWS)
+    for band in range(n_bands):
+        first = band * layout.n_down // n_bands
+        n_rows = (band + 1) * layout.n_down // n_bands - first
         groups = np.empty((n_rows * layout.n_across, group_size), np.int32)
         sizes = np.empty(n_rows * layout.n_across, np.int32)
         place = layout.margin // STEP + first, layout.margin // STEP, layout.n_across
@@ -261,8 +263,10 @@ def match_blocks(
     top, left, n_across = place
     n_rows = sizes.size // n_across
     n_tiles = (n_across + TILE_BLOCKS - 1) // TILE_BLOCKS
-    for row in range(0, n_rows, TILE_ROWS):
-        tile_rows = min(TILE_ROWS, n_rows - row)
+    n_strips = (n_rows + TILE_ROWS - 1) // TILE_ROWS
+    for strip in range(n_strips):
+        row = strip * n_rows // n_strips
+        tile_rows = (strip + 1) * n_rows // n_strips - row
         for tile in range(n_tiles):
             first = tile * n_across // n_tiles
             n_blocks = (tile + 1) * n_across // n_tiles - first
@@ -387,7 +391,7 @@ def sort_bins(bins: Floats) -> None:
         while gap >= 1:
             for first in range(gap % merged, N_BINS - gap, 2 * gap):
                 for i in range(first, min(first + gap, N_BINS - gap)):
-                    if i // (2 * merged) == (i + gap) // (2 * merged):
+                    if (i ^ (i + gap)) < 2 * merged:
                         low = load(bins, i * N_LANES)
                         high = load(bins, (i + gap) * N_LANES)
                         store(bins, i * N_LANES, minimum(low, high))

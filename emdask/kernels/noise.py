@@ -12,6 +12,8 @@ __all__ = ["estimate_sigma", "estimate_snr"]
 # Median of the absolute value of a standard normal variable.
 NORMAL_MEDIAN = 0.6744897501960817
 CLIP = 3.0
+# In a smaller image the coarse detail says too little.
+COARSE_SIZE = 32
 N_CLIPS = 3
 # Variance of a standard normal variable cut at CLIP.
 CLIPPED_VARIANCE = 1 - 2 * CLIP * math.exp(-(CLIP**2) / 2) / math.sqrt(2 * math.pi) / math.erf(
@@ -27,6 +29,10 @@ def estimate_sigma(images: Any) -> Any:
     disturb; the variance within three of these scales, corrected for the cut, has half the scatter
     of the median and does not jump between the steps of counted electrons.
 
+    The noise of a real detector fades towards the finest detail. Where noise prevails (SNR below
+    1), detail of twice the size is noise as well: it is measured likewise, and the larger of the
+    two counts.
+
     Parameters
     ----------
     images
@@ -40,7 +46,7 @@ def estimate_sigma(images: Any) -> Any:
     Notes
     -----
     Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994)
-    425-455, section 4.2, for the median; noise that is not white is measured where it is finest.
+    425-455, section 4.2, for the median.
 
     Examples
     --------
@@ -50,15 +56,27 @@ def estimate_sigma(images: Any) -> Any:
     True
     """
     xp = array_namespace(images)
-    if min(images.shape[1:]) < 2:
+    if min(images.shape[1:]) < 2 or len(images) == 0:
         return xp.zeros(len(images))
-    return xp.asarray([_clipped_deviation(xp, _diagonal_detail(image)) for image in images])
+    fine = xp.stack([_clipped_deviation(xp, _fine_detail(image)) for image in images])
+    if min(images.shape[1:]) < COARSE_SIZE:
+        return fine
+    coarse = xp.stack([_clipped_deviation(xp, _coarse_detail(image)) for image in images])
+    return xp.where(estimate_snr(images, fine) < 1, xp.maximum(fine, coarse), fine)
 
 
-def _diagonal_detail(image: Any) -> Any:
-    """Finest diagonal wavelet coefficients at all shifts; white noise keeps its deviation."""
-    rows = image[1:].astype("f8") - image[:-1]
-    return (rows[:, 1:] - rows[:, :-1]) / 2
+def _fine_detail(image: Any) -> Any:
+    """Finest diagonal Haar coefficients at all shifts; white noise keeps its deviation."""
+    down = image[1:].astype("f8") - image[:-1]
+    return (down[:, 1:] - down[:, :-1]) / 2
+
+
+def _coarse_detail(image: Any) -> Any:
+    """Diagonal Haar coefficients of twice the size, likewise."""
+    rows = image[1:].astype("f8") + image[:-1]
+    squares = rows[:, 1:] + rows[:, :-1]
+    down = squares[2:] - squares[:-2]
+    return (down[:, 2:] - down[:, :-2]) / 4
 
 
 def _clipped_deviation(xp: Any, values: Any) -> Any:

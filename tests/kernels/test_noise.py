@@ -52,6 +52,13 @@ def test_counted_electrons(rng: np.random.Generator) -> None:
     assert estimate_sigma(counts)[0] == pytest.approx(np.sqrt(1.3), rel=0.05)
 
 
+def test_noise_that_fades_towards_the_finest_detail(rng: np.random.Generator) -> None:
+    noise = gaussian_filter(rng.normal(size=(1, 256, 256)), (0, 0.4, 0.4))
+    finest = np.diff(np.diff(noise[0], axis=0), axis=1).std() / 2
+    assert estimate_sigma(noise)[0] > 1.1 * finest
+    assert estimate_sigma(noise)[0] == pytest.approx(noise.std(), rel=0.1)
+
+
 def test_unit_and_offset(rng: np.random.Generator) -> None:
     images = rng.normal(size=(3, 64, 48))
     sigmas = estimate_sigma(images)
