@@ -217,16 +217,21 @@ def _find_shards(folder: str, array: Any) -> Shards | None:
 
 def _find_compression(codec: ShardingCodec) -> str | None:
     index = [type(step) for step in codec.index_codecs]
-    if index != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end":
+    if index != [BytesCodec, Crc32cCodec] or _word(codec.index_location) != "end":
         return None
     serializer, *rest = codec.codecs
-    if not isinstance(serializer, BytesCodec) or getattr(serializer.endian, "value", "") == "big":
+    if not isinstance(serializer, BytesCodec) or _word(serializer.endian) == "big":
         return None
     if not rest:
         return "none"
     if len(rest) == 1 and isinstance(rest[0], BloscCodec):
-        return rest[0].cname.value
+        return _word(rest[0].cname)
     return None
+
+
+def _word(setting: Any) -> str:
+    """Return a codec's setting as text: zarr-python had enumerations until 3.4."""
+    return str(getattr(setting, "value", setting))
 
 
 def read_zarr(source: ZarrSource, start: int, stop: int) -> npt.NDArray[Any]:
