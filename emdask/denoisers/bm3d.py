@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.checks import check_choice, check_integer, check_number, require
-from emdask.kernels.bm3d_plan import FAST, HIGH_NOISE, NORMAL, Profile
+from emdask.kernels.bm3d_plan import FAST, HIGH_NOISE, NORMAL, WIDEST_WINDOW, Profile
 from emdask.kernels.noise import estimate_sigma, estimate_snr
 from emdask.method import Method, parameter
 
@@ -17,7 +17,7 @@ PROFILES = {"normal": NORMAL, "fast": FAST, "high_noise": HIGH_NOISE}
 # Below this SNR the profile "high_noise" was ahead on every simulated particle; above 2 it falls
 # behind.
 HIGH_NOISE_SNR = 1.0
-WINDOW_PX = (3, 199)
+WINDOW_PX = (3, WIDEST_WINDOW)
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 

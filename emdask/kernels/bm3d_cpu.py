@@ -25,6 +25,7 @@ from emdask.kernels.bm3d_plan import (
     NEVER_SIMILAR,
     NORMAL,
     STEP,
+    WIDEST_WINDOW,
     Layout,
     Profile,
     blend_window,
@@ -68,6 +69,10 @@ HALF = np.float32(math.sqrt(0.5))
 # A tile of distances, (rows x vectors x shifts x lanes), should stay in the second-level cache.
 TILE_ROWS = 8
 TILE_VECTORS = 3
+# Columns kept of each phase around a tile: enough for the widest window.
+NEAR_COLUMNS = 2 * -(-(WIDEST_WINDOW // 2) // STEP) + 1 + TILE_VECTORS * N_LANES
+NEAR_COLUMNS = -(-NEAR_COLUMNS // N_LANES) * N_LANES
+NEAR_ROW = STEP * NEAR_COLUMNS
 # The last two lanes of a tile lack their right neighbours.
 TILE_BLOCKS = TILE_VECTORS * N_LANES - 2
 BAND_ROWS = 16
@@ -178,7 +183,7 @@ def _estimate(noisy: Floats, basic: Floats | None, layout: Layout, profile: Prof
     window = blend_window(profile.window_beta)
     planes = split_columns(guide)
     shifts = search_shifts(profile.window_px)
-    scratch = _match_scratch(len(shifts))
+    scratch = _match_scratch(len(shifts), layout.margin)
     group = np.empty((2, group_size * PIXELS), np.float32)
     blend = np.outer(window, window).ravel()
     sums, weights = np.zeros((2, *noisy.shape), np.float32)
@@ -189,7 +194,8 @@ def _estimate(noisy: Floats, basic: Floats | None, layout: Layout, profile: Prof
         n_rows = (band + 1) * layout.n_down // n_bands - first
         groups = np.empty((n_rows * layout.n_across, group_size), np.int32)
         sizes = np.empty(n_rows * layout.n_across, np.int32)
-        place = layout.margin // STEP + first, layout.margin // STEP, layout.n_across
+        start = layout.margin // STEP
+        place = start + first, start, layout.n_across, layout.margin
         match_blocks(planes, layout.width, place, shifts, limit, scratch, groups, sizes)
         if basic is None:
             filter_hard(
@@ -216,20 +222,22 @@ def split_columns(padded: Floats) -> Floats:
     return planes
 
 
-def _match_scratch(n_shifts: int) -> tuple[Any, ...]:
-    """Working memory: sums, distances as floats and as bits, bins, keys, counts."""
+def _match_scratch(n_shifts: int, margin: int) -> tuple[Any, ...]:
+    """Working memory: surroundings, sums, distances as floats and as bits, bins, keys, counts."""
+    near = np.full((2 * margin + STEP * TILE_ROWS + BLOCK) * NEAR_ROW, FAR)
     sums = np.zeros(2 * TILE_ROWS * (TILE_VECTORS + 1) * N_LANES + N_LANES, np.float32)
     distances = np.empty(TILE_ROWS * TILE_VECTORS * n_shifts * N_LANES, np.float32)
     bins = np.empty(N_BINS * N_LANES, np.float32)
     keys = np.empty((N_LANES, n_shifts), np.int64)
-    return sums, distances, distances.view(np.uint32), bins, keys, np.empty(N_LANES, np.int64)
+    counts = np.empty(N_LANES, np.int64)
+    return near, sums, distances, distances.view(np.uint32), bins, keys, counts
 
 
 @compiled
 def match_blocks(
     planes: Floats,
     width: int,
-    place: tuple[int, int, int],
+    place: tuple[int, int, int, int],
     shifts: Integers,
     limit: np.float32,
     scratch: tuple[Any, ...],
@@ -245,8 +253,8 @@ def match_blocks(
     width
         Of the padded image.
     place
-        First row and first column of the band's reference blocks, in steps, and how many there are
-        in a row.
+        First row and first column of the band's reference blocks, in steps, how many there are in a
+        row, and the margin of the padded image.
     shifts
         Displacements to try, nearest first.
     limit
@@ -259,8 +267,8 @@ def match_blocks(
     sizes
         Set to the number of blocks in each group, a power of two; (n_blocks,).
     """
-    sums, distances, bits, bins, keys, counts = scratch
-    top, left, n_across = place
+    near, sums, distances, bits, bins, keys, counts = scratch
+    top, left, n_across, margin = place
     n_rows = sizes.size // n_across
     n_tiles = (n_across + TILE_BLOCKS - 1) // TILE_BLOCKS
     n_strips = (n_rows + TILE_ROWS - 1) // TILE_ROWS
@@ -270,7 +278,8 @@ def match_blocks(
         for tile in range(n_tiles):
             first = tile * n_across // n_tiles
             n_blocks = (tile + 1) * n_across // n_tiles - first
-            measure_distances(planes, top + row, left + first, tile_rows, shifts, sums, distances)
+            copy_surroundings(planes, top + row, left + first, tile_rows, margin, near)
+            measure_distances(near, tile_rows, margin, shifts, sums, distances)
             for part in range(0, tile_rows * TILE_VECTORS):
                 lane = part % TILE_VECTORS * N_LANES
                 if lane < n_blocks:
@@ -292,66 +301,73 @@ def match_blocks(
 
 
 @compiled
+def copy_surroundings(
+    planes: Floats, top: int, left: int, n_rows: int, margin: int, near: Floats
+) -> None:
+    """Copy what a tile can reach, so that neighbours lie at distances known to the compiler."""
+    columns = planes.shape[2]
+    plane = planes.shape[1] * columns
+    width = 2 * (margin // STEP) + 1 + TILE_VECTORS * N_LANES
+    start = (STEP * top - margin) * columns + left - margin // STEP
+    for y in range(2 * margin + STEP * (n_rows - 1) + BLOCK):
+        for phase in range(STEP):
+            source = start + y * columns + phase * plane
+            target = y * NEAR_ROW + phase * NEAR_COLUMNS
+            for x in range(0, width, N_LANES):
+                store(near, target + x, load(planes, source + x))
+
+
+@compiled
 def measure_distances(
-    planes: Floats,
-    top: int,
-    left: int,
-    n_rows: int,
-    shifts: Integers,
-    sums: Floats,
-    distances: Floats,
+    near: Floats, n_rows: int, margin: int, shifts: Integers, sums: Floats, distances: Floats
 ) -> None:
     """Sum of squared differences for a tile of reference blocks and all shifts.
 
     Squared differences are added once for all blocks that share them: per phase and triple of rows,
-    then triples of rows to blocks, then triples of columns. `distances` is (rows, vectors, shifts,
-    lanes).
+    then triples of rows to blocks, then triples of columns. `near` is (y, phase, column), and
+    `distances` is (rows, vectors, shifts, lanes).
     """
-    columns = planes.shape[2]
-    plane = planes.shape[1] * columns
     line = (TILE_VECTORS + 1) * N_LANES
     wide = TILE_ROWS * line
+    home = margin * NEAR_ROW + margin // STEP
     for s in range(len(shifts)):
         dy, dx = shifts[s]
-        base = STEP * top * columns + left
-        far = base + dy * columns
-        base_1 = base + plane
-        base_2 = base_1 + plane
-        far_0 = far + (dx % STEP) * plane + dx // STEP
-        far_1 = far + ((dx + 1) % STEP) * plane + (dx + 1) // STEP
-        far_2 = far + ((dx + 2) % STEP) * plane + (dx + 2) // STEP
+        far = home + dy * NEAR_ROW
+        far_0 = far + (dx % STEP) * NEAR_COLUMNS + dx // STEP
+        far_1 = far + ((dx + 1) % STEP) * NEAR_COLUMNS + (dx + 1) // STEP
+        far_2 = far + ((dx + 2) % STEP) * NEAR_COLUMNS + (dx + 2) // STEP
         for v in range(0, TILE_VECTORS * N_LANES, N_LANES):
             # Over columns 0-1 and 0-2 of a triple, rows 0-2 of this and the last triple of rows.
             narrow_0 = narrow_1 = wide_0 = wide_1 = broadcast(np.float32(0))
             for triple in range(n_rows + 2):
-                at = v + STEP * triple * columns
-                d = load(planes, base + at) - load(planes, far_0 + at)
+                at = v + STEP * triple * NEAR_ROW
+                d = load(near, home + at) - load(near, far_0 + at)
                 narrow = d * d
-                d = load(planes, base_1 + at) - load(planes, far_1 + at)
+                d = load(near, home + at + NEAR_COLUMNS) - load(near, far_1 + at)
                 narrow = narrow + d * d
-                d = load(planes, base_2 + at) - load(planes, far_2 + at)
+                d = load(near, home + at + 2 * NEAR_COLUMNS) - load(near, far_2 + at)
                 third = d * d
-                at += columns
-                d = load(planes, base + at) - load(planes, far_0 + at)
+                at += NEAR_ROW
+                d = load(near, home + at) - load(near, far_0 + at)
                 narrow = narrow + d * d
-                d = load(planes, base_1 + at) - load(planes, far_1 + at)
+                d = load(near, home + at + NEAR_COLUMNS) - load(near, far_1 + at)
                 narrow = narrow + d * d
-                d = load(planes, base_2 + at) - load(planes, far_2 + at)
+                d = load(near, home + at + 2 * NEAR_COLUMNS) - load(near, far_2 + at)
                 third = third + d * d
                 if triple >= 2:
                     to = (triple - 2) * line + v
                     store(sums, to, narrow_0 + narrow_1 + narrow)
                     store(sums, wide + to, wide_0 + wide_1 + (narrow + third))
-                if triple <= n_rows:
-                    at += columns
-                    narrow_0 = narrow_1
-                    wide_0 = wide_1
-                    d = load(planes, base + at) - load(planes, far_0 + at)
-                    narrow = narrow + d * d
-                    d = load(planes, base_1 + at) - load(planes, far_1 + at)
-                    narrow_1 = narrow + d * d
-                    d = load(planes, base_2 + at) - load(planes, far_2 + at)
-                    wide_1 = narrow_1 + (third + d * d)
+                # After the last triple this reads on, within `near`, and is not used.
+                at += NEAR_ROW
+                narrow_0 = narrow_1
+                wide_0 = wide_1
+                d = load(near, home + at) - load(near, far_0 + at)
+                narrow = narrow + d * d
+                d = load(near, home + at + NEAR_COLUMNS) - load(near, far_1 + at)
+                narrow_1 = narrow + d * d
+                d = load(near, home + at + 2 * NEAR_COLUMNS) - load(near, far_2 + at)
+                wide_1 = narrow_1 + (third + d * d)
         for row in range(n_rows):
             for v in range(TILE_VECTORS):
                 at = row * line + v * N_LANES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = [
     "NEVER_SIMILAR",
     "NORMAL",
     "STEP",
+    "WIDEST_WINDOW",
     "Layout",
     "Profile",
     "blend_window",
@@ -35,6 +37,7 @@ __all__ = [
 
 BLOCK = 8
 STEP = 3
+WIDEST_WINDOW = 99
 # Grey level outside of the image, in noise units: no block that reaches there is ever near.
 FAR = np.float32(1e15)
 # Sum of squared differences of blocks of which one reaches outside: at least this.
@@ -51,7 +54,7 @@ class Profile(NamedTuple):
     Parameters
     ----------
     window_px
-        Side of the square in which similar blocks are searched.
+        Side of the square in which similar blocks are searched; odd, up to `WIDEST_WINDOW`.
     hard_group, wiener_group
         Most blocks in a group in either step; powers of two.
     threshold
@@ -150,6 +153,7 @@ def crop_image(padded: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
     return padded[top : layout.height - top, left : layout.width - left]
 
 
+@functools.cache
 def search_shifts(window_px: int) -> npt.NDArray[np.int64]:
     """Shifts (dy, dx) of a search window, nearest first; (n, 2).
 
@@ -164,6 +168,7 @@ def search_shifts(window_px: int) -> npt.NDArray[np.int64]:
     return np.stack([dy[order], dx[order]], axis=1).astype(np.int64)
 
 
+@functools.cache
 def blend_window(beta: float) -> npt.NDArray[np.float32]:
     """Kaiser window along one side of a block; (BLOCK,)."""
     return np.kaiser(BLOCK, beta).astype(np.float32)

@@ -74,14 +74,14 @@ def test_groups_are_the_nearest_blocks() -> None:
     shifts = bm3d_plan.search_shifts(11)
     groups = np.empty((layout.n_down * layout.n_across, 16), np.int32)
     sizes = np.empty(len(groups), np.int32)
-    place = layout.margin // 3, layout.margin // 3, layout.n_across
+    place = layout.margin // 3, layout.margin // 3, layout.n_across, layout.margin
     bm3d_cpu.match_blocks(
         bm3d_cpu.split_columns(padded),
         layout.width,
         place,
         shifts,
         np.float32(np.inf),
-        bm3d_cpu._match_scratch(len(shifts)),
+        bm3d_cpu._match_scratch(len(shifts), layout.margin),
         groups,
         sizes,
     )
