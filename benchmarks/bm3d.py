@@ -70,7 +70,7 @@ def main() -> None:
     peers = [*our_profiles(), *package_bm3d()]
     if arguments.quick:
         peers = [peer for peer in peers if not peer.slow]
-    lines = [*describe_machine(), "", *compile_time(), ""]
+    lines = [*describe_machine(), "", *([] if arguments.quick else compile_time()), ""]
     print("\n".join(lines), flush=True)
     for table in (
         lambda: nominal_table(inputs, peers),
@@ -189,6 +189,10 @@ def our_profiles() -> list[Peer]:
 
 def package_bm3d() -> list[Peer]:
     """List the profiles of the PyPI package, if it is installed."""
+    # This file has the same name and lies in the first folder that Python looks through.
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != here]
+    sys.modules.pop("bm3d", None)
     if importlib.util.find_spec("bm3d") is None:
         print("the package bm3d is not installed: no peer (pip install bm3d==4.0.3)")
         return []

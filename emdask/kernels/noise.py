@@ -62,7 +62,9 @@ def estimate_sigma(images: Any) -> Any:
     if min(images.shape[1:]) < COARSE_SIZE:
         return fine
     coarse = xp.stack([_clipped_deviation(xp, _coarse_detail(image)) for image in images])
-    return xp.where(estimate_snr(images, fine) < 1, xp.maximum(fine, coarse), fine)
+    # Filtered images may lack their finest detail; noise is never more than the whole image.
+    larger = xp.minimum(xp.maximum(fine, coarse), images.std(axis=(1, 2), dtype="f8"))
+    return xp.where(estimate_snr(images, fine) < 1, larger, fine)
 
 
 def _fine_detail(image: Any) -> Any:
