@@ -198,10 +198,11 @@ def package_bm3d() -> list[Peer]:
         return []
     import bm3d
 
-    def use(profile: str) -> Callable[[Floats, float], Any]:
+    def use(profile: Any) -> Callable[[Floats, float], Any]:
         return lambda images, sigma: np.array([bm3d.bm3d(x, sigma, profile) for x in images])
 
-    return [Peer(name=f"bm3d '{p}'", run=use(p), slow=True) for p in ("np", "lc")]
+    profiles = {"np": bm3d.BM3DProfile(), "lc": bm3d.BM3DProfileLC()}
+    return [Peer(name=f"bm3d '{name}'", run=use(p), slow=True) for name, p in profiles.items()]
 
 
 # Measures
