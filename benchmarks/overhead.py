@@ -73,7 +73,7 @@ def main() -> None:
     )
     print(f"building denoise() on {n_images:,} images: {measure_building(n_images, 1024):.2f} s")
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         taken, pure = measure_saving(n_chunks, seconds, client)

@@ -43,7 +43,7 @@ def runner(request: pytest.FixtureRequest) -> Any:
         return
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as c,
         Client(c) as client,
     ):
