@@ -220,6 +220,44 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
+INPUT_PANEL = "Input"
+Images = Annotated[
+    str,
+    typer.Option(
+        metavar="START:STOP",
+        help="Take these images alone, from 0, without STOP.",
+        rich_help_panel=INPUT_PANEL,
+        show_default=False,
+    ),
+]
+Kind = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WORD",
+        help="micrographs or particles, where the files do not say.",
+        rich_help_panel=INPUT_PANEL,
+        show_default=False,
+    ),
+]
+PixelSize = Annotated[
+    float | None,
+    typer.Option(
+        "--pixel-size-A",
+        metavar="FLOAT",
+        help="Edge of a pixel in Å, where the files do not say or are wrong.",
+        rich_help_panel=INPUT_PANEL,
+        show_default=False,
+    ),
+]
+ProjectFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Folder that the paths in a STAR file start from, as RELION's project folder.",
+        rich_help_panel=INPUT_PANEL,
+        show_default=False,
+    ),
+]
 Output = Annotated[
     str,
     typer.Argument(
@@ -259,11 +297,24 @@ def _root(
 
 
 @app.command()
-def info(inputs: Inputs) -> None:
+def info(
+    inputs: Inputs,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+) -> None:
     """Say what a file holds: shape, pixel size, CTF, poses, history, noise."""
-    from emdask.commands import show_info
+    from emdask.commands import Source, show_info
 
-    show_info(inputs)
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    show_info(source)
 
 
 @app.command()
@@ -280,11 +331,22 @@ def convert(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
 ) -> None:
     """Copy images and what is known of them into another format."""
-    from emdask.commands import convert_files
+    from emdask.commands import Source, convert_files
 
-    convert_files(inputs, out, dtype=dtype, resume=resume, overwrite=overwrite)
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    convert_files(source, out, dtype=dtype, resume=resume, overwrite=overwrite)
 
 
 def denoise(
@@ -332,17 +394,28 @@ def denoise(
     ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
     **parameters: Any,
 ) -> None:
     """Denoise micrographs or particle images.
 
     The parameters of the methods are below; emdask methods lists them too.
     """
+    from emdask.commands import Source, denoise_files
     from emdask.commands import Workers as Where
-    from emdask.commands import denoise_files
 
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
     denoise_files(
-        inputs,
+        source,
         out,
         method=method,
         parameters=parameters,

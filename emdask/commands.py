@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +25,12 @@ from emdask.console import (
     say_table,
 )
 from emdask.denoisers import FAMILY, denoise, learn_denoiser
-from emdask.io import open_stack, save_stack
+from emdask.io import check_target, open_stack, save_stack
 from emdask.method import find_method, list_methods
 from emdask.variables import BY_NAME
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
+MICROGRAPHS_STAR = "micrographs.star"
 IMAGES_SHOWN = 16
 MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
@@ -54,16 +56,67 @@ class Workers:
         return connect_quietly(self.scheduler or "local", n_workers=self.n_workers)
 
 
-def show_info(paths: Sequence[str]) -> None:
-    """Print what a stack is, without reading more than its first images.
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Files of images and how they are opened, as `emdask.open_stack` takes them.
 
     Parameters
     ----------
     paths
-        Files or patterns, as `emdask.open_stack` takes them.
+        Files or patterns.
+    images
+        Which images to take, as "0:610"; "" for all.
+    kind
+        "micrographs" or "particles"; None for what the files are.
+    pixel_size_A
+        Edge of a pixel in Å; None for what the files say.
+    project_folder
+        Folder that the paths in a STAR file start from; None to look for it.
     """
-    stack = open_stack(list(paths))
-    say_table((), _shape_rows(stack, paths))
+
+    paths: Sequence[str]
+    images: str = ""
+    kind: str | None = None
+    pixel_size_A: float | None = None
+    project_folder: str | Path | None = None
+
+    def open(self) -> xr.DataArray:
+        """Return the lazy stack."""
+        return open_stack(
+            list(self.paths),
+            images=parse_slice(self.images),
+            kind=self.kind,
+            pixel_size_A=self.pixel_size_A,
+            project_folder=self.project_folder,
+        )
+
+
+def parse_slice(text: str) -> slice | None:
+    """Turn "START:STOP" or "START:STOP:STEP" into a slice; "" into None.
+
+    Examples
+    --------
+    >>> parse_slice("0:610"), parse_slice("10:")
+    (slice(0, 610, None), slice(10, None, None))
+    """
+    if not text:
+        return None
+    words = text.split(":")
+    ok = len(words) in (2, 3) and all(re.fullmatch(r"-?\d+|", word.strip()) for word in words)
+    require(ok, "--images", "images must be START:STOP, as 0:100", text)
+    return slice(*(int(word) if word.strip() else None for word in words))
+
+
+def show_info(source: Source) -> None:
+    """Print what a stack is, without reading more than its first images.
+
+    Parameters
+    ----------
+    source
+        The files.
+    """
+    stack = source.open()
+    say_table((), _shape_rows(stack, source.paths))
     rows = _coordinate_rows(stack)
     if rows:
         say()
@@ -85,7 +138,11 @@ def _shape_rows(stack: xr.DataArray, paths: Sequence[str]) -> list[tuple[str, st
         ("chunks", f"{count_text(chunk)}, {bytes_text(chunk_bytes)} each"),
     ]
     for name, value in stack.attrs.items():
-        if name != "provenance":
+        if isinstance(value, Mapping):
+            rows.append(
+                (f"{name} tables", f"{', '.join(value)}; kept, and written with STAR files")
+            )
+        elif name != "provenance":
             unit = BY_NAME[name].unit if name in BY_NAME else ""
             rows.append((name, f"{_value_text(value)} {unit}".rstrip()))
     return [*rows, ("noise", _noise_text(stack))]
@@ -98,14 +155,16 @@ def _noise_text(stack: xr.DataArray) -> str:
     first = stack[: IMAGES_OF_NOISE if stack.attrs.get("kind") == "particles" else 1]
     sigmas = estimate_sigma(first.values)
     which = "image" if len(sigmas) == 1 else f"{len(sigmas)} images"
-    return f"sigma {', '.join(f'{sigma:.4g}' for sigma in sigmas)} (estimate, first {which})"
+    values = ", ".join(f"{sigma:.4g}" for sigma in sigmas)
+    return f"sigma {values} grey levels (estimated in the first {which})"
 
 
 def _coordinate_rows(stack: xr.DataArray) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, coordinate in stack.coords.items():
         variable = BY_NAME.get(str(name))
-        unit, meaning = (variable.unit, variable.meaning) if variable else ("", "")
+        of_star = "column of the STAR file, kept as it is" if str(name).startswith("rln") else ""
+        unit, meaning = (variable.unit, variable.meaning) if variable else ("", of_star)
         rows.append((str(name), unit, _range_text(coordinate.values), meaning))
     return rows
 
@@ -119,13 +178,12 @@ def _range_text(values: Any) -> str:
 
 
 def _value_text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{', '.join(value)} (kept for the STAR file)"
     return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
-    pairs = (f"{name}={_value_text(value)}" for name, value in step["parameters"].items())
+    given = {name: value for name, value in step["parameters"].items() if value is not None}
+    pairs = (f"{name}={_value_text(value)}" for name, value in given.items())
     return str(step["step"]), ", ".join(pairs)
 
 
@@ -157,14 +215,14 @@ def default_text(field: dataclasses.Field[Any]) -> str:
 
 
 def convert_files(
-    paths: Sequence[str], out: str, *, dtype: str | None, resume: bool, overwrite: bool
+    source: Source, out: str, *, dtype: str | None, resume: bool, overwrite: bool
 ) -> None:
     """Copy a stack into another format.
 
     Parameters
     ----------
-    paths
-        Files or patterns, as `emdask.open_stack` takes them.
+    source
+        The files.
     out
         Target; its ending says the format.
     dtype
@@ -172,9 +230,10 @@ def convert_files(
     resume, overwrite
         As of `emdask.save_stack`.
     """
-    stack = open_stack(list(paths))
+    stack = source.open()
     if dtype is not None:
         require(_is_real(dtype), "convert", "dtype must be a type of real numbers", dtype)
+    check_target(stack, out, resume=resume, overwrite=overwrite, dtype=dtype)
     watch = Stopwatch()
     with follow_images("convert", stack.shape[0]) as on_progress:
         path = save_stack(
@@ -191,7 +250,7 @@ def _is_real(dtype: str) -> bool:
 
 
 def denoise_files(
-    paths: Sequence[str],
+    source: Source,
     out: str,
     *,
     method: str,
@@ -208,8 +267,8 @@ def denoise_files(
 
     Parameters
     ----------
-    paths
-        Files or patterns, as `emdask.open_stack` takes them.
+    source
+        The files.
     out
         Target; its ending says the format.
     method, parameters, device, bad_pixels
@@ -223,13 +282,14 @@ def denoise_files(
     """
     for path, suffixes in ((preview, PREVIEW_SUFFIXES), (report, (".html",))):
         check_picture_path(path, suffixes)
-    stack = open_stack(list(paths))
-    # Before workers start: a wrong parameter is to be told at once.
+    stack = source.open()
+    # Before workers start: a wrong parameter or target is to be told at once.
     options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels, **parameters}
     learns = find_method(FAMILY, method).learn is not None
     clean: Any = None if learns else denoise(stack, method, **options)
-    watch = Stopwatch()
+    check_target(stack if learns else clean, out, resume=resume, overwrite=overwrite)
     with workers.connect() as client:
+        watch = Stopwatch()
         if learns:
             model = learn_denoiser(stack, method, **parameters).compute()
             clean = denoise(stack, method, model=model, **options)
@@ -241,7 +301,7 @@ def denoise_files(
     n_images = stack.shape[0]
     say(f"{count_text(n_images)}, {method} ({rate_text(n_images, seconds)}) -> {path}")
     if preview is not None:
-        save_preview(stack, path, preview, method)
+        save_preview(stack, path, preview, f"{source.paths[0]}, {method}")
         say(f"picture -> {preview}")
     if report is not None:
         save_report(stack, clean, path, report, seconds)
@@ -267,11 +327,17 @@ def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
         raise PermissionError(sentence(str(path), "its folder is read-only"))
 
 
+def reopen(path: str | Path) -> xr.DataArray:
+    """Open what `emdask.save_stack` wrote; a folder of micrographs by its STAR file."""
+    path = Path(path)
+    return open_stack(path / MICROGRAPHS_STAR if path.is_dir() and path.suffix != ".zarr" else path)
+
+
 def first_images(noisy: xr.DataArray, denoised_path: str | Path) -> tuple[Any, Any]:
     """Read the first images before and after: some particles, or one micrograph."""
     n = IMAGES_SHOWN if noisy.attrs.get("kind") == "particles" else MICROGRAPHS_SHOWN
     before = noisy[:n].values.astype(np.float32)
-    return before, open_stack(denoised_path)[:n].values.astype(np.float32)
+    return before, reopen(denoised_path)[:n].values.astype(np.float32)
 
 
 def save_preview(noisy: xr.DataArray, denoised_path: str | Path, picture: Path, title: str) -> None:
@@ -297,7 +363,7 @@ def save_report(
         Section,
         Table,
         draw_power,
-        environment_rows,
+        environment_text,
         picture_images,
         provenance_rows,
         write_report,
@@ -313,31 +379,29 @@ def save_report(
         ("low-frequency power of the residual, white noise = 1", f"{ratio:.3f}"),
     ]
     n, h, w = noisy.shape
+    some = f" {len(before)}" if len(before) > 1 else ""
+    which = "" if len(before) == n else f"; pictures and figures are of the first{some}"
     steps = provenance_rows(denoised.attrs)
     write_report(
         page,
         title=f"Denoised with {steps[-1][0]}",
-        text=f"{count_text(n)} of {w} x {h} pixels; pictures and figures are of "
-        f"{'all' if len(before) == n else f'the first {len(before)}'}.",
+        text=f"{count_text(n)} of {w} x {h} pixels{which}.",
         headline=[
             (f"{seconds:.3g} s", "wall time"),
             (f"{n / seconds:.3g}", "images a second"),
             (f"{ratio:.2f}", "low-frequency power of the residual, white noise = 1"),
         ],
         sections=[
-            Section(title="Pictures", pictures=picture_images(before, after)),
+            Section(title="Pictures", pictures=picture_images(before, after), n_columns=3),
             Section(
                 title="Figures",
-                table=Table(header=("of the first images", ""), rows=rows),
+                table=Table(header=("", ""), rows=rows),
                 drawing=draw_power(before, after, pixel_size_A=noisy.attrs.get("pixel_size_A")),
             ),
             Section(
                 title="How it was made",
-                table=Table(
-                    header=("step", "parameters"),
-                    rows=steps,
-                ),
+                table=Table(header=("step", "parameters"), rows=steps),
+                text=environment_text(),
             ),
-            Section(title="With", table=Table(header=("", ""), rows=environment_rows())),
         ],
     )

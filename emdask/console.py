@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -85,16 +86,42 @@ def follow_images(
 def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> Any:
     """Return `emdask.connect`'s client, whose workers say nothing when the user presses Ctrl-C.
 
-    The terminal sends the interrupt to the workers too. They inherit that it is ignored while they
-    are started, and so leave it to this process to stop them.
+    What the package logs on the workers, as that a first call compiles, is told here on a terminal.
     """
     # Through the environment, because the workers log in processes of their own.
     os.environ.setdefault("DASK_LOGGING", str(DASK_LOGGING))
     logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with _hold_back_interrupts() as pressed:
+        client = connect(target, n_workers=n_workers, quiet=True)
+    if pressed:
+        client.close()
+        raise KeyboardInterrupt
+    if Console(stderr=True).is_terminal:
+        client.forward_logging("emdask", level=logging.INFO)
+    return client
+
+
+@contextmanager
+def _hold_back_interrupts() -> Iterator[list[int]]:
+    """Keep Ctrl-C from processes that are started meanwhile, for good, and from this one for now.
+
+    The terminal sends the interrupt to every process. The workers inherit that it is blocked, and
+    so leave it to this process to stop them.
+
+    Yields
+    ------
+    list
+        In the end, the interrupts that came.
+    """
+    pressed: list[int] = []
+    # Where it must be started, this one takes the block away from the thread that starts a worker.
+    resource_tracker.ensure_running()
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return connect(target, n_workers=n_workers, quiet=True)
+        yield pressed
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         signal.signal(signal.SIGINT, handler)
 
 
@@ -102,9 +129,14 @@ def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> A
 def _say_log_lines(console: Console) -> Iterator[None]:
     """Print what the package logs, as that a first call compiles, above the bar."""
 
+    said: set[str] = set()
+
     class _Line(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            console.print(record.getMessage(), style="dim", markup=False)
+            # Each worker says it; once is enough.
+            if (text := record.getMessage()) not in said:
+                said.add(text)
+                console.print(text, style="dim", markup=False)
 
     logger = logging.getLogger("emdask")
     handler, level = _Line(logging.INFO), logger.level

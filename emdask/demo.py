@@ -22,7 +22,7 @@ from emdask.report import (
     Section,
     Table,
     draw_power,
-    environment_rows,
+    environment_text,
     picture_images,
     provenance_rows,
     write_report,
@@ -225,9 +225,7 @@ def _report(out: Path, results: list[Result], tables: Mapping[str, list[tuple[st
             command=own_command(),
         )
     )
-    sections.append(
-        Section(title="Made with", table=Table(header=("", ""), rows=environment_rows()))
-    )
+    sections.append(Section(title="How it was made", text=environment_text()))
     return write_report(
         out / "report.html",
         title="emdask demo",

@@ -7,6 +7,7 @@ write_images`` a chunk at a time; the scheduler frees a chunk as soon as it is w
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from dask.utils import key_split
 
 from emdask.backend import array_namespace, on_device, resolve_device
 from emdask.checks import sentence
-from emdask.errors import StackError
+from emdask.errors import EmdaskError, StackError
 from emdask.method import Method
 
 Images = npt.NDArray[Any]
@@ -351,7 +352,8 @@ def write_images(
     starts = _starts(images).tolist()
     todo = [i for i in range(len(sizes)) if i not in done]
     written = images.shape[0] - sum(sizes[i] for i in todo)
-    prefix = f"{key_split(images.name)}-{name}-{tokenize(images.name, target)}"
+    # Another key each time: a cluster that remembers the task would not write again.
+    prefix = f"{key_split(images.name)}-{name}-{uuid.uuid4().hex}"
 
     def count(key: tuple[str, int]) -> None:
         nonlocal written
@@ -397,14 +399,22 @@ def _run(
         with _Counter(keys[0][0], count):
             (get or threaded.get)(graph, keys)
         return
-    from distributed import as_completed
+    from distributed import KilledWorker, as_completed
 
     futures = client.get(graph, keys, sync=False)
     try:
         for future in as_completed(futures):
-            future.result()
+            if future.status != "finished":
+                future.result()  # raises; asking for the None of a good one would cost a message
             count(future.key)
             future.release()
+    except KilledWorker as error:
+        rule = "the worker processes that took it up died, again and again: most often for memory"
+        remedy = (
+            "Give each worker more memory or take fewer workers (--workers), then go on with "
+            "resume=True (--resume)."
+        )
+        raise EmdaskError(sentence(key_split(error.task), rule, remedy=remedy)) from error
     finally:
         client.cancel(futures)
 

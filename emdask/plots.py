@@ -52,6 +52,54 @@ def grey_limits(image: Any, percentiles: Limits = PERCENTILES) -> Limits:
     return (float(low), float(high)) if high > low else (float(low) - 1, float(low) + 1)
 
 
+def typical_limits(images: Any, percentiles: Limits = PERCENTILES) -> Limits:
+    """Return grey levels that suit most of many images: the median of each one's `grey_limits`.
+
+    Parameters
+    ----------
+    images : array, shape (n, h, w)
+        Images; a few of wild contrast change nothing.
+    percentiles
+        Share of an image's pixels below black and below white.
+
+    Returns
+    -------
+    tuple of float
+        Low and high; never equal.
+
+    Examples
+    --------
+    >>> ramp = np.linspace(0, 1, 2001).reshape(1, 1, -1)
+    >>> low, high = typical_limits(ramp * np.array([1, 1, 100]).reshape(3, 1, 1))
+    >>> bool(high < 1)
+    True
+    """
+    limits = [grey_limits(image, percentiles) for image in images]
+    low, high = np.median(np.array(limits), axis=0)
+    return float(low), float(high)
+
+
+def about_median(images: Any) -> Array:
+    """Subtract each image's median, so that images of other brightness can share a grey scale.
+
+    Parameters
+    ----------
+    images : array, shape (n, h, w)
+        Images.
+
+    Returns
+    -------
+    array, shape (n, h, w)
+
+    Examples
+    --------
+    >>> about_median(np.full((2, 3, 3), 7.0)).max().item()
+    0.0
+    """
+    images = np.asarray(images)
+    return np.asarray(images - np.median(images, axis=(-2, -1), keepdims=True))
+
+
 def montage(images: Any, n_columns: int = MONTAGE_COLUMNS) -> Array:
     """Lay images out in rows, with a gap of two pixels.
 
@@ -181,13 +229,14 @@ def draw_before_after(
     """
     before, after = (np.asarray(a, np.float64) for a in (before, after))
     residual = before - after
-    figure = Figure(figsize=(11, 10.4), layout="constrained")
+    figure = Figure(figsize=(11, 11.2), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(2, 2).ravel()
     pictures = {"before": before, "after": after, "before - after": residual}
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
-        low, high = grey_limits(images)
-        picture = montage(images[:MONTAGE_IMAGES])
+        shown = about_median(images[:MONTAGE_IMAGES])
+        low, high = typical_limits(shown)
+        picture = montage(shown)
         axes.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="antialiased")
         axes.set_title(name)
         axes.set_axis_off()

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emdask.plots import Limits, draw_spectra, grey_limits, montage, png_bytes, svg_text
+from emdask.plots import (
+    Limits,
+    about_median,
+    draw_spectra,
+    grey_limits,
+    montage,
+    png_bytes,
+    svg_text,
+    typical_limits,
+)
 
 LIBRARIES = ("emdask", "numpy", "scipy", "numba", "dask", "xarray", "zarr")
 CROP_PX = 512
@@ -57,6 +66,8 @@ class Section:
         An SVG element, shown beside the table.
     command
         A command to copy.
+    n_columns
+        Pictures beside each other where the window is wide: 2 or 3.
     """
 
     title: str
@@ -65,6 +76,7 @@ class Section:
     table: Table | None = None
     drawing: str = ""
     command: str = ""
+    n_columns: int = 2
 
 
 def picture_images(
@@ -75,8 +87,8 @@ def picture_images(
     Parameters
     ----------
     noisy, denoised, clean : array, shape (n, h, w)
-        Of images up to 512 px the first 8 are laid out together; of larger ones the first is shown
-        whole, made smaller, and its middle pixel for pixel.
+        Of images up to 512 px the first 8 are laid out together, each about its median; of larger
+        ones the first is shown whole, made smaller, and its middle pixel for pixel.
 
     Returns
     -------
@@ -92,9 +104,6 @@ def picture_images(
     if clean is not None:
         pixels["Clean"] = clean
     pixels["Residual"] = noisy - denoised
-    # The denoised and the clean images share their grey scale, so that they can be compared by eye.
-    scales = {name: grey_limits(array) for name, array in pixels.items()}
-    scales["Clean"] = scales["Denoised"]
     captions = {
         "Noisy": "as recorded",
         "Denoised": "same grey scale as clean" if clean is not None else "",
@@ -102,16 +111,23 @@ def picture_images(
         "Residual": "noisy − denoised: should look like noise, without particles",
     }
     if max(noisy.shape[-2:]) <= CROP_PX:
-        laid_out = {name: montage(array[:PARTICLES_SHOWN]) for name, array in pixels.items()}
-        return [_picture(laid_out[name], name, captions[name], scales[name]) for name in pixels]
-    whole = [
-        _picture(_shrink(pixels[name][0]), f"{name}, whole", "", None)
-        for name in ("Noisy", "Denoised")
-    ]
+        pixels = {name: about_median(array[:PARTICLES_SHOWN]) for name, array in pixels.items()}
+        scales = _share_scale({name: typical_limits(array) for name, array in pixels.items()})
+        return [
+            _picture(montage(pixels[name]), name, captions[name], scales[name]) for name in pixels
+        ]
+    scales = _share_scale({name: grey_limits(array[0]) for name, array in pixels.items()})
+    names = ("Noisy", "Denoised") if clean is not None else ("Noisy", "Denoised", "Residual")
+    whole = [_picture(_shrink(pixels[name][0]), f"{name}, whole", "", None) for name in names]
     return whole + [
         _picture(_middle(array[0]), f"{name}, middle", captions[name], scales[name])
         for name, array in pixels.items()
     ]
+
+
+def _share_scale(scales: dict[str, Limits]) -> dict[str, Limits]:
+    """Give the clean images the grey scale of the denoised, to be compared by eye."""
+    return scales | ({"Clean": scales["Denoised"]} if "Clean" in scales else {})
 
 
 def _picture(image: npt.NDArray[Any], name: str, caption: str, limits: Limits | None) -> Picture:
@@ -176,8 +192,19 @@ def environment_rows() -> list[tuple[str, str]]:
     return [*rows, ("cores", str(os.cpu_count()))]
 
 
+def environment_text() -> str:
+    """Return `environment_rows` as a sentence.
+
+    Examples
+    --------
+    >>> environment_text().startswith("Made with emdask ")
+    True
+    """
+    return f"Made with {', '.join(f'{name} {value}' for name, value in environment_rows())}."
+
+
 def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return each step that a stack went through and its parameters.
+    """Return each step that a stack went through and its parameters; None is left to the method.
 
     Examples
     --------
@@ -186,7 +213,7 @@ def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
     """
     steps = attrs.get("provenance", ())
     return [
-        (s["step"], ", ".join(f"{name} = {value}" for name, value in s["parameters"].items()))
+        (s["step"], ", ".join(f"{k} = {v}" for k, v in s["parameters"].items() if v is not None))
         for s in steps
     ]
 
@@ -261,7 +288,7 @@ def _section(section: Section) -> str:
     return f"""<section>
 <h2>{escape(section.title)}</h2>
 {text}{command}
-<div class="panels">{pictures}</div>
+<div class="panels columns-{section.n_columns}">{pictures}</div>
 <div class="beside">{table}{drawing}</div>
 </section>
 """
@@ -277,9 +304,10 @@ def _figure(picture: Picture) -> str:
 
 
 def _table(table: Table) -> str:
-    header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header if any(table.header))
+    header = f"<tr>{header}</tr>\n" if header else ""
     rows = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
         for row in table.rows
     )
-    return f'<div class="scroll"><table><tr>{header}</tr>\n{rows}</table></div>'
+    return f'<div class="scroll"><table>{header}{rows}</table></div>'

@@ -278,7 +278,7 @@ def test_info_says_what_is_known_of_the_images(stack_path):
     values = open_stack(stack_path).defocus_u_A.values
     assert f"{values.min():.6g} to {values.max():.6g}" in lines["defocus_u_A"]
     assert "snr=0.1" in lines["demo"]
-    sigmas = lines["noise"].partition("sigma ")[2].partition(" (")[0].split(", ")
+    sigmas = lines["noise"].partition("sigma ")[2].partition(" grey levels")[0].split(", ")
     np.testing.assert_allclose([float(sigma) for sigma in sigmas], 1, atol=0.15)
 
 
@@ -383,3 +383,57 @@ def test_ctrl_c_stops_and_the_command_it_names_goes_on(stack_path, plugin_folder
 def _n_shards(folder: Path) -> int:
     """Shards of pixels that are written, finished or not."""
     return sum(1 for p in folder.glob("out.zarr.partial/content/**/c/*/*/*") if p.is_file())
+
+
+@pytest.mark.usefixtures("plugin")
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "in.star", ["in.star: already exists", "--overwrite"]),
+        (lambda folder: folder / "a.jpg", ["a.jpg", "the suffix must be one of .zarr"]),
+        (lambda folder: folder / "no" / "a.zarr", ["there is no folder", "Create it first."]),
+    ],
+)
+@pytest.mark.parametrize("command", ["denoise", "convert"])
+def test_a_bad_target_is_refused_before_workers_start(stack_path, make, said, command, monkeypatch):
+    monkeypatch.setattr("emdask.commands.connect_quietly", lambda *_, **__: 1 / 0)
+    before = files_under(stack_path.parent)
+    assert_refused(call(command, stack_path, make(stack_path.parent)), *said)
+    assert files_under(stack_path.parent) == before
+
+
+def test_options_of_the_input(stack_path):
+    folder = stack_path.parent
+    (folder / "tables").mkdir()
+    star = folder / "tables" / "in.star"
+    shutil.move(stack_path, star)
+    shutil.move(folder / "in.mrcs", folder / "tables" / "away.mrcs")
+    (folder / "other").mkdir()
+    shutil.move(folder / "tables" / "away.mrcs", folder / "other" / "in.mrcs")
+    assert_refused(call("info", star), "in.mrcs", "--project-folder")
+    words = ["--project-folder", folder / "other", "--images", "2:5", "--pixel-size-A", "1.5"]
+    code, out, _ = call("info", star, *words, "--kind", "particles")
+    assert code == 0
+    lines = {line.split()[0]: " ".join(line.split()) for line in out.splitlines() if line.strip()}
+    assert lines["images"].startswith("images 3 of")
+    assert lines["pixel_size_A"] == "pixel_size_A 1.5 Å"
+    assert "2 to 4" in lines["image_id"]
+    assert call("convert", star, folder / "few.zarr", *words)[0] == 0
+    assert open_stack(folder / "few.zarr").shape[0] == 3
+    words[3] = "2-5"
+    assert_refused(call("info", star, *words), "images must be START:STOP", "got '2-5'")
+    assert_refused(call("info", star, "--kind", "movies"), "kind must be one of")
+
+
+@pytest.mark.parametrize("out", ["clean/", "clean.mrcs"])
+def test_pictures_of_every_kind_of_output(stack_path, plugin_folder, out):
+    """A folder of micrographs is seen through its STAR file."""
+    stack, _ = demo_particles(2, box_px=32, pixel_size_A=8.0)
+    folder = stack_path.parent
+    save_stack(stack[:1].assign_attrs(kind="micrographs"), folder / "a.mrc")
+    words = ["denoise", "a.mrc", out, "--method", "halve", "--workers", "1"]
+    words += ["--preview", "seen.png", "--report", "seen.html"]
+    code, _, err = run(plugin_folder, *words, cwd=folder)
+    assert (code, err) == (0, "")
+    assert (folder / "seen.png").is_file()
+    assert (folder / "seen.html").is_file()

@@ -87,6 +87,7 @@ def test_pictures_of_particles_and_of_micrographs(rng):
     assert names == [
         "Noisy, whole",
         "Denoised, whole",
+        "Residual, whole",
         "Noisy, middle",
         "Denoised, middle",
         "Residual, middle",

@@ -82,7 +82,7 @@ class ImageFile:
         if stop > self.n_whole:
             remedy = "It is truncated; copy it again"
             if self.n_whole:
-                remedy += f" or pass images=slice(0, {self.n_whole})"
+                remedy += f" or pass images=slice(0, {self.n_whole}) (--images 0:{self.n_whole})"
             raise FormatError(f"{self.what_is_short} {remedy}.")
 
 

@@ -256,7 +256,10 @@ def _roots(star: str) -> Iterator[str]:
 def _say_missing(star: str, name: str, project_folder: object) -> str:
     if project_folder is not None:
         return f"{star}: it names {name}, which is not in {project_folder}. Copy it there."
-    remedy = "Copy it there, or pass project_folder= with the folder that its paths start from."
+    remedy = (
+        "Copy it there, or pass project_folder= (--project-folder) with the folder that its paths "
+        "start from."
+    )
     folder = os.path.dirname(os.path.abspath(star))
     return f"{star}: it names {name}, which is not in {folder} nor in a folder above it. {remedy}"
 

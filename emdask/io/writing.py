@@ -129,6 +129,51 @@ def save_stack(
     return Path(path)
 
 
+def check_target(
+    stack: Any,
+    path: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    compression: str = "auto",
+) -> None:
+    """Refuse at once what `save_stack` would refuse; nothing is written or computed.
+
+    Parameters
+    ----------
+    stack, path, resume, overwrite, dtype, compression
+        As of `save_stack`.
+
+    Raises
+    ------
+    ParameterError, FileExistsError, OSError
+        As `save_stack` does.
+
+    Examples
+    --------
+    >>> check_target(np.ones((4, 8, 8), "f4"), "ones.jpg")
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: ones.jpg: the suffix must be one of ...
+    """
+    output, main = _find_output(path)
+    source = output.arrange(as_stack(stack))
+    options = Options(dtype=None if dtype is None else np.dtype(dtype), compression=compression)
+    partial = main.with_name(f"{main.name}.partial")
+    target = output.plan(source, partial / CONTENT, main.name, options)
+    _check_parent(main)
+    begun = partial.exists() and _find_begun(
+        partial, _describe_job(source, target, output), resume=resume, overwrite=overwrite
+    )
+    # Whether an output is the one that ``resume`` asks for, its pixels must tell.
+    if not (resume and main.exists()):
+        names = output.products(main.name)
+        _refuse_existing(
+            partial, main.parent, names, overwrite=overwrite, resume=resume, begun=begun
+        )
+    _check_space(main, 0 if begun else target.n_bytes)
+
+
 def _find_output(path: str | os.PathLike[str]) -> tuple[Output, Path]:
     """Return the format and the absolute path of the file, or folder, of images."""
     absolute = Path(os.path.abspath(path))

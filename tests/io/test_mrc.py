@@ -174,7 +174,7 @@ def test_truncated(tmp_path: Path) -> None:
         open_stack(path)
     assert str(caught.value) == (
         f"{path}: header says 5 images of 10x12 float32 (3,424 bytes); the file has 2,564. "
-        "It is truncated; copy it again or pass images=slice(0, 3)."
+        "It is truncated; copy it again or pass images=slice(0, 3) (--images 0:3)."
     )
     rescued = open_stack(path, images=slice(0, 3))
     np.testing.assert_array_equal(rescued.values, images[:3])
