@@ -97,8 +97,14 @@ def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> A
         client.close()
         raise KeyboardInterrupt
     if Console(stderr=True).is_terminal:
+        client.run(_log_all)
         client.forward_logging("emdask", level=logging.INFO)
     return client
+
+
+def _log_all() -> None:
+    """Let a worker's log have what is no warning."""
+    logging.getLogger("emdask").setLevel(logging.INFO)
 
 
 @contextmanager
