@@ -27,7 +27,7 @@ html_theme_options = {"description": "array engine for cryo-EM images"}
 # The table of variables is written by the table itself.
 Path(__file__).with_name("variables.rst").write_text(
     "What a stack knows\n==================\n\n"
-    "One value for each image is a coordinate along ``image``; one that holds for all images is in\n"
+    "One value for each image is a coordinate along ``image``; one that holds for all is in\n"
     f"``attrs``.\n\n{table()}\n",
     encoding="utf-8",
 )

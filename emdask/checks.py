@@ -9,7 +9,6 @@ from numbers import Integral, Real
 
 from emdask.errors import ParameterError
 
-
 NOTHING = object()
 
 

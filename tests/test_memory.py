@@ -38,7 +38,8 @@ if __name__ == "__main__":
     n_chunks, threads = map(int, steps.split(","))
     if where == "cluster":
         from distributed import Client, LocalCluster
-        cluster = LocalCluster(n_workers=1, threads_per_worker=threads, dashboard_address="127.0.0.1:0")
+        size = {"n_workers": 1, "threads_per_worker": threads}
+        cluster = LocalCluster(**size, dashboard_address="127.0.0.1:0")
         client = Client(cluster)
         peak = lambda: max(client.run(peak_MiB).values())
     else:
