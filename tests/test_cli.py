@@ -382,7 +382,7 @@ def test_ctrl_c_stops_and_the_command_it_names_goes_on(stack_path, plugin_folder
 
 def _n_shards(folder: Path) -> int:
     """Shards of pixels that are written, finished or not."""
-    return sum(1 for p in folder.glob("out.zarr.partial/content/**/c/*/*/*") if p.is_file())
+    return sum(1 for p in folder.glob("out.zarr.partial/content-*/**/c/*/*/*") if p.is_file())
 
 
 @pytest.mark.usefixtures("plugin")

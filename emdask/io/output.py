@@ -147,7 +147,8 @@ def replace_file(path: Path, parts: Sequence[Any], drafts: Path) -> None:
     drafts
         Folder for the file while it is written, on the same file system.
     """
-    drafts.mkdir(parents=True, exist_ok=True)
+    # No parents: a task that outlives its job must not make the job's folder again.
+    drafts.mkdir(exist_ok=True)
     draft = drafts / uuid.uuid4().hex
     try:
         with open(draft, "wb") as file:

@@ -94,6 +94,7 @@ def write_shard(shards: Shards, images: Images, start: int, drafts: Path) -> Non
         rule = f"a block must be one whole shard of {shards.shard} images"
         raise ValueError(sentence(shards.folder, rule, (start, images.shape)))
     path = shards.path(number)
+    drafts.mkdir(exist_ok=True)  # fails where the job is gone, before a folder is made for it
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, compose_shard(shards, images), drafts)
 

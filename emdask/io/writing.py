@@ -5,7 +5,7 @@ What lies in ``PATH.partial`` while it is unfinished::
     draft/      the output before its metadata are whole
     job.json    what is being made: shape, type, chunks, a digest of the metadata, the graph's name
     lock        held by the process at work
-    content/    the output, and what its format needs to go on after a crash
+    content-*/  the output, and what its format needs to go on after a crash
     old/        an output that is being replaced
 """
 
@@ -111,7 +111,7 @@ def save_stack(
     job = _describe_job(source, target, output)
     begun = _find_begun(partial, job, resume=resume, overwrite=overwrite)
     names = output.products(main.name)
-    if begun and not (partial / CONTENT / names[-1]).exists():
+    if begun and not (_content(partial) / names[-1]).exists():
         _publish(partial, main.parent, names)
         return Path(path)
     if not begun and resume and main.exists():
@@ -124,6 +124,7 @@ def save_stack(
     with _lock(partial), _explain_full(partial):
         if not begun:
             _begin(partial, output, source, main.name, options, job)
+        target = output.plan(source, _content(partial), main.name, options)
         _write(partial, output, source, target, job, on_progress)
         _publish(partial, main.parent, names)
     return Path(path)
@@ -259,7 +260,7 @@ def _find_begun(partial: Path, job: dict[str, Any], *, resume: bool, overwrite: 
             rule = "this name is needed for an unfinished output, and holds something else"
             raise FileExistsError(sentence(str(partial), rule, remedy="Move it away."))
         return False
-    if not (partial / CONTENT).exists() or (overwrite and not resume):
+    if not _content(partial).exists() or (overwrite and not resume):
         return False
     if not resume:
         rule = "an unfinished output is here"
@@ -270,6 +271,16 @@ def _find_begun(partial: Path, job: dict[str, Any], *, resume: bool, overwrite: 
     if different:
         raise _another(partial, ", ".join(different))
     return True
+
+
+def _content(partial: Path) -> Path:
+    """Return the folder of the job in ``job.json``.
+
+    Every job has its own: a task of another job that was interrupted may still run on a cluster,
+    and must not find a place for its pixels here.
+    """
+    digest = hashlib.sha256((partial / JOB).read_bytes()).hexdigest()
+    return partial / f"{CONTENT}-{digest[:12]}"
 
 
 def _another(partial: Path, what: str) -> FileExistsError:
@@ -283,7 +294,7 @@ def _refuse_existing(
 ) -> None:
     """Raise unless the names are free, or are to be replaced, or are ours."""
     for name in names:
-        moved = begun and not (partial / CONTENT / name).exists()
+        moved = begun and not (_content(partial) / name).exists()
         if overwrite or moved or not _is_there(folder / name):
             continue
         rule = "already exists"
@@ -337,14 +348,15 @@ def _begin(
     job: dict[str, Any],
 ) -> None:
     """Write all but the pixels; ``content`` is there only when that is whole."""
-    for path in partial.iterdir():
+    # The description last: without it, what is left here after a crash would be nobody's.
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == JOB):
         if path.name != LOCK:
             _remove(path)
     draft = partial / DRAFT
     draft.mkdir()
     replace_file(partial / JOB, [json.dumps(job, indent=1).encode()], draft)
     output.create(output.plan(stack, draft, name, options), stack)
-    _rename(draft, partial / CONTENT)
+    _rename(draft, _content(partial))
 
 
 def _write(
@@ -357,7 +369,7 @@ def _write(
 ) -> None:
     sizes = stack.data.chunks[0]
     starts = [0, *accumulate(sizes[:-1])]
-    _remove(partial / CONTENT / "drafts")
+    _remove(_content(partial) / "drafts")
     done = output.find_done(target, starts, sizes)
     begun = json.loads((partial / JOB).read_text())
     if done and begun["graph"] != job["graph"]:
@@ -373,7 +385,8 @@ def _write(
 
 def _publish(partial: Path, folder: Path, names: Sequence[str]) -> None:
     """Give the output its name, the images last, and take ``partial`` away."""
-    made = [partial / CONTENT / name for name in names]
+    content = _content(partial)
+    made = [content / name for name in names]
     replaced = folder / names[-1]
     if made[-1].exists() and replaced.exists():
         old = partial / "old"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from emdask.checks import check_choice
+from emdask.config import setting
 from emdask.io.output import Options, Output, cast_images, check_cast
 from emdask.io.shards import Shards, compose_shard, write_shard
 from emdask.io.zarr import create_zarr
@@ -62,15 +63,23 @@ class ZarrTarget:
 def arrange_shards(stack: xr.DataArray) -> xr.DataArray:
     """Return the stack in chunks of one size, of which only the last may be smaller.
 
+    A shard is a file: tiny chunks are joined where there are more than `choose_chunk` aims at.
+
     Examples
     --------
     >>> import numpy as np
     >>> stack = xr.DataArray(np.zeros((7, 2, 2)), dims=("image", "y", "x"))
     >>> arrange_shards(stack.chunk({"image": (1, 3, 3)})).chunks[0]
     (3, 3, 1)
+    >>> many = xr.DataArray(np.zeros((5000, 32, 32)), dims=("image", "y", "x"))
+    >>> arrange_shards(many.chunk({"image": 1})).chunks[0][:2]
+    (256, 256)
     """
     sizes = stack.data.chunks[0]
     full = max(sizes)
+    if len(sizes) > setting("chunks-per-stack"):
+        chunk_bytes = full * stack.shape[1] * stack.shape[2] * stack.dtype.itemsize
+        full *= max(setting("chunk-min-MiB") * 2**20 // chunk_bytes, 1)
     if set(sizes[:-1]) <= {full}:
         return stack
     return stack.chunk({"image": full})

@@ -22,6 +22,9 @@ import xarray as xr
 
 import emdask
 from emdask.io import writing
+from emdask.io.mrc_output import MICROGRAPHS, MRCS
+from emdask.io.output import Options, Output
+from emdask.io.zarr_output import ZARR
 from emdask.stack import build_stack
 
 N_IMAGES, CHUNK = 60, 3
@@ -230,7 +233,7 @@ def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
 def test_half_a_line_of_the_journal_does_not_count(tmp_path: Path) -> None:
     path = tmp_path / "out.mrcs"
     interrupted(path, make_stack())
-    (journal,) = (tmp_path / "out.mrcs.partial" / "content" / "workshop").glob("journal-*")
+    (journal,) = (tmp_path / "out.mrcs.partial").glob("content-*/workshop/journal-*")
     text = journal.read_text()
     last = text.rstrip("\n").rpartition("\n")[2]
     journal.write_text(text[: text.rindex(last) + len(last) // 2])
@@ -242,3 +245,46 @@ def test_half_a_line_of_the_journal_does_not_count(tmp_path: Path) -> None:
         json.dumps(sorted(p.name for p in tmp_path.iterdir()))
         == '["out.mrcs", "out.star", "whole"]'
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "output"), [("out.zarr", ZARR), ("out.mrcs", MRCS), ("out", MICROGRAPHS)]
+)
+def test_a_task_that_outlives_its_job_finds_no_place(
+    tmp_path: Path, name: str, output: Output
+) -> None:
+    """What runs on a cluster goes on when its job is interrupted, perhaps for minutes."""
+    path = tmp_path / name
+    old, new = make_stack(), make_stack(2.0) + 1
+    interrupted(path, old)
+    (content,) = (tmp_path / f"{name}.partial").glob("content-*")
+    target = output.plan(old, content, name, Options())
+    images = old[:CHUNK].values
+    late: list[str] = []
+
+    def write_late(written: int, _: int) -> None:
+        try:
+            output.write(target, images, 0)
+        except FileNotFoundError:
+            late.append("refused")
+
+    emdask.save_stack(new, path, overwrite=True, on_progress=write_late)
+    assert len(late) == N_IMAGES // CHUNK
+    saved = emdask.open_stack(path / "micrographs.star" if name == "out" else path)
+    np.testing.assert_array_equal(saved[:CHUNK].values, new[:CHUNK].values)
+    with pytest.raises(FileNotFoundError):
+        output.write(target, images, 0)
+    assert not (tmp_path / f"{name}.partial").exists()
+
+
+def test_a_crash_while_an_unfinished_output_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(4):
+        path = tmp_path / f"{step}.zarr"
+        interrupted(path, make_stack())
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            crash_at(step, patch)
+            emdask.save_stack(make_stack(2.0), path, overwrite=True)
+        emdask.save_stack(make_stack(2.0), path, overwrite=True)
+        assert emdask.open_stack(path).attrs["provenance"][0]["parameters"] == {"sigma": 2.0}

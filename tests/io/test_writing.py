@@ -236,3 +236,10 @@ def test_no_warning_and_no_rest(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         emdask.save_stack(make_stack(), tmp_path / "a.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_tiny_chunks_are_joined_to_a_few_shards(tmp_path: Path) -> None:
+    images = da.arange(1200 * 64, dtype="f4", chunks=-1).reshape(1200, 8, 8).rechunk((1, 8, 8))
+    path = emdask.save_stack(images, tmp_path / "a.zarr")
+    assert len(list((path / "images" / "c").iterdir())) == 1
+    np.testing.assert_array_equal(emdask.open_stack(path).values, images.compute())
