@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from emdask.checks import check_integer, require, sentence
 from emdask.errors import EmdaskError
@@ -85,8 +87,16 @@ def _join(address: str, n_workers: int | None) -> Any:
 
     require(n_workers is None, "connect", "a running scheduler has its own workers", n_workers)
     try:
+        _knock(address)
         return Client(address, timeout=CONNECT_TIMEOUT_S)
-    except (OSError, TimeoutError) as error:
-        rule = f"no scheduler answers within {CONNECT_TIMEOUT_S} s"
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or "no answer in time"
+        rule = f"no scheduler answers ({reason})"
         remedy = "Check the address, or start one with: dask scheduler"
         raise EmdaskError(sentence(address, rule, remedy=remedy)) from error
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nothing listens; a Dask client would try on until its time is over."""
+    place = urlsplit(address)
+    socket.create_connection((place.hostname, place.port or 8786), CONNECT_TIMEOUT_S).close()

@@ -96,6 +96,10 @@ def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> A
     if pressed:
         client.close()
         raise KeyboardInterrupt
+    if not client.scheduler_info(n_workers=-1)["workers"]:
+        address = client.scheduler.address
+        text = f"{address} has no workers yet: waiting. Start some with: dask worker {address}"
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True, markup=False)
     if Console(stderr=True).is_terminal:
         client.run(_log_all)
         client.forward_logging("emdask", level=logging.INFO)

@@ -400,6 +400,7 @@ def _run(
             (get or threaded.get)(graph, keys)
         return
     from distributed import KilledWorker, as_completed
+    from distributed.client import FutureCancelledError
 
     futures = client.get(graph, keys, sync=False)
     try:
@@ -415,6 +416,10 @@ def _run(
             "resume=True (--resume)."
         )
         raise EmdaskError(sentence(key_split(error.task), rule, remedy=remedy)) from error
+    except FutureCancelledError as error:
+        rule = "the scheduler is gone or has dropped the work"
+        remedy = "See that it runs, then go on with resume=True (--resume)."
+        raise EmdaskError(sentence(client.scheduler.address, rule, remedy=remedy)) from error
     finally:
         client.cancel(futures)
 
