@@ -25,6 +25,32 @@ GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64)
 class BM3D:
     """Parameters of BM3D; None takes the profile's value.
 
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the white noise in grey levels, or "auto": estimated image by image.
+    profile
+        Set of defaults: "normal" is that of Dabov et al. 2007, "fast" searches less, "high_noise"
+        guides fine scales by coarse ones; "auto" takes "high_noise" for images of SNR below 1.
+    window_px
+        Side of the square that is searched for similar blocks, px; odd, 3 to 99.
+    group_size
+        Most blocks in a group, in both steps; a power of two up to 64.
+    threshold
+        Coefficients below this many sigma are set to zero in the first step.
+    n_scales
+        Resolutions, each half of the last, of which the coarser guide the finer ones; 1 to 5.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    Dabov, Foi, Katkovnik and Egiazarian, "Image denoising by sparse 3-D transform-domain
+    collaborative filtering", IEEE Transactions on Image Processing 16 (2007) 2080-2095.
+
     Examples
     --------
     >>> BM3D(sigma=0.5, profile="fast").profile
