@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +104,46 @@ def test_an_error_arrives_unchanged(runner: Any, tmp_path: Path) -> None:
     with pytest.raises(StackError, match="image 8 has 1 NaN"):
         write_images(images, write_file, str(tmp_path), name="write")
     assert not (tmp_path / "8.npy").exists()
+
+
+def test_the_same_job_is_written_again(runner: Any, tmp_path: Path) -> None:
+    """A cluster that remembers the tasks of a job must not take them for those of the next."""
+    for _ in range(2):
+        folder = tmp_path / "out"
+        folder.mkdir()
+        write_images(make_images(), write_file, str(folder), name="write")
+        assert len(list(folder.iterdir())) == 10
+        shutil.rmtree(folder)
+
+
+def pause(images: Any) -> Any:
+    """Take a while, so that there is time to die."""
+    time.sleep(0.05)
+    return images + 1
+
+
+def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+    images = make_images(1).map_blocks(pause, dtype=int, meta=np.empty((0, 0, 0), int))
+    killed: list[int] = []
+
+    def kill_once(written: int, _: int) -> None:
+        if written >= 5 and not killed:
+            killed.append(next(iter(cluster.workers.values())).pid)
+            os.kill(killed[0], signal.SIGKILL)
+
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster),
+    ):
+        write_images(images, write_file, str(tmp_path), name="write", on_progress=kill_once)
+    assert killed
+    whole = np.concatenate([np.load(tmp_path / f"{i}.npy") for i in range(len(images))])
+    np.testing.assert_array_equal(whole, np.arange(240).reshape(SHAPE) + 1)
 
 
 def test_the_benchmark_of_overhead_runs() -> None:

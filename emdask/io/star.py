@@ -173,7 +173,9 @@ def find_groups(
     """
     if not columns:
         return np.zeros(1, np.int64), np.zeros(n_rows, np.int64)
-    values = np.column_stack([column.astype(np.float64) for column in columns])
+    # Column by column, as along an axis NumPy takes every NaN for another value.
+    codes = [np.unique(column.astype(np.float64), return_inverse=True)[1] for column in columns]
+    values = np.column_stack(codes)
     if (values == values[0]).all():
         return np.zeros(1, np.int64), np.zeros(n_rows, np.int64)
     _, first, group_of = np.unique(values, axis=0, return_index=True, return_inverse=True)
@@ -292,6 +294,8 @@ def _match_groups(path: str, rows: Table, optics: Table, n_images: int) -> npt.N
         return np.zeros(n_images, np.int64)
     if GROUP not in optics:
         raise FormatError(f"{path}: data_optics must have the label {GROUP}.")
+    if len(optics[GROUP]) == 0:
+        raise FormatError(f"{path}: data_optics must have at least one row; got none.")
     numbers = _integers(path, GROUP, optics[GROUP])
     wanted = _integers(path, GROUP, rows[GROUP])
     order = np.argsort(numbers)
@@ -393,8 +397,13 @@ def _first_word(column: Column) -> str:
 
 
 def _integers(path: str, label: str, column: Column) -> npt.NDArray[np.int64]:
-    if column.dtype.kind not in "if" or not np.isfinite(column).all() or (column % 1).any():
-        raise FormatError(f"{path}: {label} must hold whole numbers; got {column[0]!r}.")
+    is_whole = np.zeros(len(column), bool)
+    if column.dtype.kind in "if":
+        with np.errstate(invalid="ignore"):
+            is_whole = (column % 1 == 0) & (np.abs(column) < 2**63)
+    if not is_whole.all():
+        got = column[~is_whole].tolist()[0]
+        raise FormatError(f"{path}: {label} must hold whole numbers; got {got!r}.")
     return column.astype(np.int64)
 
 

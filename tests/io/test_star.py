@@ -14,9 +14,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import emdask
 from emdask import open_stack
 from emdask.errors import FormatError, StackError
 from emdask.io.mrc import build_header
+from emdask.io.star import find_groups
 from emdask.io.star_output import write_star
 from emdask.io.star_text import format_star, parse_star
 from emdask.stack import build_stack
@@ -385,3 +387,32 @@ def test_groups_that_come_apart_are_numbered_anew(project: Path) -> None:
     np.testing.assert_array_equal(again.pixel_size_A, [1.5, 2.5, 1.5])
     assert len(set(again.optics_group.values.tolist())) == 3
     assert again.attrs["relion"]["optics"]["rlnEvenZernike"].count("[1.5,2,-3]") == 2
+
+
+def test_unknown_values_are_one_optics_group() -> None:
+    values = np.array([np.nan, 1.5, np.nan, np.nan])
+    first, group_of = find_groups([values, np.array([1, 1, 1, 2])], 4)
+    assert len(first) == 3
+    assert group_of[0] == group_of[2]
+    assert len(set(group_of.tolist())) == 3
+
+
+@pytest.mark.parametrize("numbers", [["1", "1.5"], ["1", "inf"], ["1", "nan"], ["1", "1e30"]])
+def test_an_optics_group_is_a_whole_number(tmp_path: Path, numbers: list[str]) -> None:
+    emdask.save_stack(np.ones((2, 4, 4), "f4"), tmp_path / "a.mrcs")
+    rows = "".join(f"{i + 1}@a.mrcs {number}\n" for i, number in enumerate(numbers))
+    path = tmp_path / "b.star"
+    path.write_text(f"data_\nloop_\n_rlnImageName\n_rlnClassNumber\n{rows}")
+    with pytest.raises(FormatError, match=r"rlnClassNumber must hold whole numbers; got"):
+        emdask.open_stack(path)
+
+
+def test_an_empty_optics_table_is_a_sentence(tmp_path: Path) -> None:
+    emdask.save_stack(np.ones((1, 4, 4), "f4"), tmp_path / "a.mrcs")
+    path = tmp_path / "b.star"
+    path.write_text(
+        "data_optics\nloop_\n_rlnOpticsGroup\n_rlnVoltage\n\n"
+        "data_particles\nloop_\n_rlnImageName\n_rlnOpticsGroup\n1@a.mrcs 1\n"
+    )
+    with pytest.raises(FormatError, match="data_optics"):
+        emdask.open_stack(path)
