@@ -37,5 +37,5 @@ def test_wrong_targets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_TIMEOUT_S", 1)
     with pytest.raises(EmdaskError, match=r"no scheduler answers \(Connection refused\)"):
         emdask.connect("tcp://127.0.0.1:1")
-    with pytest.raises(EmdaskError, match="no scheduler answers .*Check the address"):
+    with pytest.raises(EmdaskError, match=r"no scheduler answers .*Check the address"):
         emdask.connect("tcp://127.0.0.1:no-port")
