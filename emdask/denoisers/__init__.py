@@ -52,7 +52,7 @@ def denoise(
     xarray.DataArray or dask.array.Array
         Same dims, float32, lazy: a stack for a stack, a Dask array for an array. A stack keeps its
         coordinates and attributes, and the attribute ``provenance`` gains the method and its
-        parameters.
+        parameters. Blocks are computed whole: to look at one image, denoise ``stack[5:6]``.
 
     Raises
     ------
