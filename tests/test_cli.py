@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from emdask.cli import app, error_text, parse_value, resume_hint
+from emdask.cli import app, error_text, resume_hint
 from emdask.io import open_stack, save_stack
 from emdask.method import list_methods
+from emdask.options import parse_value
 from emdask.simulators import demo_particles
 
 PLUGIN = """

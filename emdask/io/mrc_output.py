@@ -388,18 +388,7 @@ MRCS = Output(
     finish=_finish,
     products=_stack_products,
 )
-MRC = Output(
-    task="write-mrc",
-    arrange=_arrange,
-    plan=_plan_single,
-    create=_create,
-    write=_write,
-    find_done=_find_done,
-    holds=_holds,
-    is_like=_is_like,
-    finish=_finish,
-    products=_products,
-)
+MRC = dataclasses.replace(MRCS, task="write-mrc", plan=_plan_single, products=_products)
 MICROGRAPHS = Output(
     task="write-micrographs",
     arrange=_arrange,
