@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 import emdask
 from emdask import cluster
 from emdask.errors import EmdaskError, ParameterError
+
+
+def environ() -> dict[str, str]:
+    """Return a worker's environment."""
+    return dict(os.environ)
 
 
 def test_a_local_cluster_gives_the_same_answer(
@@ -19,6 +26,9 @@ def test_a_local_cluster_gives_the_same_answer(
         assert client.dashboard_link in capsys.readouterr().err
         assert "127.0.0.1" in client.dashboard_link
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+        for environment in client.run(environ).values():
+            assert environment["OMP_NUM_THREADS"] == "1"
+            assert "MALLOC_TRIM_THRESHOLD_" not in environment
         there = emdask.denoise(images, "bm3d", sigma=1.0).compute()
         with emdask.connect(client.scheduler.address, quiet=True) as guest:
             joined = emdask.denoise(images, "bm3d", sigma=1.0).compute()
