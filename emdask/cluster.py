@@ -33,8 +33,9 @@ def connect(
     Parameters
     ----------
     target
-        "local" starts worker processes on this machine; "tcp://host:8786" or "tls://..." joins a
-        running scheduler.
+        "local" starts worker processes on this machine (in a script, call it under
+        ``if __name__ == "__main__":``, because they import the script); "tcp://host:8786" or
+        "tls://..." joins a running scheduler.
     n_workers
         Worker processes of a local cluster; None for one a core.
     threads_per_worker
