@@ -47,6 +47,11 @@ def apply(images, params):
 
 METHOD = Method(params=Halve, apply={"cpu": apply})
 """
+# Ctrl-C is heard even where the tests themselves run in the background, deaf to it.
+RUN = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from emdask.cli import main; main()"
+)
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +100,7 @@ def start(folder: Path, *words: object, cwd: Path) -> subprocess.Popen[str]:
     """Run a command in a process of its own, with the plugin and without a terminal."""
     environment = os.environ | {"PYTHONPATH": str(folder)}
     return subprocess.Popen(
-        [sys.executable, "-c", "from emdask.cli import main; main()", *map(str, words)],
+        [sys.executable, "-c", RUN, *map(str, words)],
         env=environment,
         cwd=cwd,
         text=True,

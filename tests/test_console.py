@@ -40,7 +40,13 @@ def die(images, params):
 
 
 """
-COMMAND = [sys.executable, "-c", "from emdask.cli import main; main()"]
+# Ctrl-C is heard even where the tests themselves run in the background, deaf to it.
+COMMAND = [
+    sys.executable,
+    "-c",
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from emdask.cli import main; main()",
+]
 
 
 @pytest.fixture(scope="module")
