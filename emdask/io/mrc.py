@@ -108,9 +108,6 @@ class MrcHeader:
         return self.shape[1] * self.shape[2] * self.dtype.itemsize
 
 
-MrcSource = MrcHeader
-
-
 def build_header(
     shape: tuple[int, int, int],
     dtype: npt.DTypeLike,
