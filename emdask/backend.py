@@ -32,6 +32,18 @@ def array_namespace(array: Any) -> ModuleType:
     return np
 
 
+def fourier_namespace(array: Any) -> ModuleType:
+    """Return the Fourier transforms for ``array``: ``scipy.fft`` or ``cupyx.scipy.fft``.
+
+    Examples
+    --------
+    >>> fourier_namespace(np.zeros(3)).__name__
+    'scipy.fft'
+    """
+    library = "scipy" if array_namespace(array) is np else "cupyx.scipy"
+    return importlib.import_module(f"{library}.fft")
+
+
 @functools.cache
 def why_no_cuda() -> str | None:
     """Say why CUDA cannot be used in this process; None where it can.
