@@ -26,6 +26,7 @@ Images = npt.NDArray[Any]
 ABSENT = 2**64 - 1  # offset and length of an inner chunk that is not there
 CRC_BYTES = 4
 COMPRESSION_LEVEL = 1
+SHUFFLE = "bitshuffle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def compose_shard(shards: Shards, images: Images) -> list[Any]:
     index = np.full((shards.shard // shards.inner, 2), ABSENT, "<u8")
     offset = 0
     for k, first in enumerate(range(0, len(images), shards.inner)):
-        chunk = _encode(shards, images[first : first + shards.inner])
+        chunk = encode_chunk(shards, images[first : first + shards.inner])
         length = sum(len(part) for part in chunk)
         index[k] = offset, length
         offset += length
@@ -135,7 +136,22 @@ def compose_shard(shards: Shards, images: Images) -> list[Any]:
     return [*parts, tail + crc32c(tail).to_bytes(CRC_BYTES, "little")]
 
 
-def _encode(shards: Shards, images: Images) -> list[Any]:
+def encode_chunk(shards: Shards, images: Images) -> list[Any]:
+    """Return the contents of an inner chunk, as bytes-like parts.
+
+    Parameters
+    ----------
+    shards
+        How images lie in a shard.
+    images : array, shape (n, h, w)
+        Images of the chunk in the type of the files; missing ones become zeros.
+
+    Examples
+    --------
+    >>> shards = Shards(folder="", shape=(3, 2, 2), dtype="<f4", shard=4, inner=2)
+    >>> [len(part) for part in encode_chunk(shards, np.zeros((1, 2, 2), "f4"))]
+    [16, 16]
+    """
     missing = shards.inner - len(images)
     if shards.compression == "none":
         pixels = images.reshape(-1).view(np.uint8).data
@@ -150,7 +166,7 @@ def _encode(shards: Shards, images: Images) -> list[Any]:
             images,  # type: ignore[arg-type]
             COMPRESSION_LEVEL,
             compressor=shards.compression,
-            shuffle="bitshuffle",
+            shuffle=SHUFFLE,
             typesize=images.dtype.itemsize,
             numthreads=1,
         )
@@ -211,8 +227,13 @@ def _read_shard(shards: Shards, number: int, first: int, images: Images) -> None
         while done < len(images):
             k, skip = divmod(local + done, shards.inner)
             count = min(shards.inner - skip, len(images) - done)
-            chunk = _read_inner(shards, file, index[k], path)
-            images[done : done + count] = 0 if chunk is None else chunk[skip : skip + count]
+            part = images[done : done + count]
+            if count == shards.inner:
+                _read_inner(shards, file, index[k], path, part)
+            else:
+                whole = np.empty((shards.inner, *images.shape[1:]), images.dtype)
+                _read_inner(shards, file, index[k], path, whole)
+                part[...] = whole[skip : skip + count]
             done += count
 
 
@@ -235,22 +256,52 @@ def _read_index(shards: Shards, file: IO[bytes], path: Path) -> npt.NDArray[np.u
 
 
 def _read_inner(
-    shards: Shards, file: IO[bytes], entry: npt.NDArray[np.uint64], path: Path
-) -> Images | None:
+    shards: Shards, file: IO[bytes], entry: npt.NDArray[np.uint64], path: Path, target: Images
+) -> None:
+    """Fill ``target`` with a whole inner chunk."""
     offset, length = (int(n) for n in entry)
     if offset == ABSENT:
-        return None
+        target[...] = 0
+        return
     raw = np.empty(length, np.uint8)
     _fill(file, offset, raw, path)
-    if shards.compression != "none":
+    try:
+        decode_chunk(shards, raw, target)
+    except ValueError as error:
+        rule = "damaged shard: an inner chunk does not decompress"
+        raise FormatError(sentence(str(path), rule, remedy="Copy the store again.")) from error
+
+
+def decode_chunk(shards: Shards, raw: npt.NDArray[np.uint8], target: Images) -> None:
+    """Turn the contents of an inner chunk into images; the inverse of `encode_chunk`.
+
+    Parameters
+    ----------
+    shards
+        How images lie in a shard.
+    raw
+        Contents.
+    target : array, shape (shards.inner, h, w)
+        Contiguous, in the type of the files; is filled.
+
+    Raises
+    ------
+    ValueError
+        If the contents are not those of a whole chunk.
+    """
+    pixels = target.reshape(-1).view(np.uint8)
+    n_bytes = len(raw)
+    if shards.compression == "none":
+        pixels[:n_bytes] = raw
+    else:
         from imagecodecs import BloscError, blosc_decode
 
         try:
-            raw = np.frombuffer(blosc_decode(raw.tobytes(), numthreads=1), np.uint8)
+            n_bytes = len(blosc_decode(raw.data, numthreads=1, out=pixels.data))  # type: ignore[arg-type]
         except BloscError as error:
-            rule = "damaged shard: an inner chunk does not decompress"
-            raise FormatError(sentence(str(path), rule, remedy="Copy the store again.")) from error
-    return raw.view(shards.dtype).reshape(-1, *shards.shape[1:])
+            raise ValueError(str(error)) from error
+    if n_bytes != len(pixels):
+        raise ValueError(f"{n_bytes:,} bytes where {len(pixels):,} are due")
 
 
 def _fill(file: IO[bytes], offset: int, target: npt.NDArray[Any], path: Path) -> None:

@@ -19,7 +19,7 @@ from zarr.storage import LocalStore
 
 from emdask.checks import require, sentence
 from emdask.errors import FormatError
-from emdask.io.shards import COMPRESSION_LEVEL, Shards, read_shards
+from emdask.io.shards import COMPRESSION_LEVEL, SHUFFLE, Shards, read_shards
 from emdask.lazy import read_images
 from emdask.stack import DIMS, choose_chunk
 
@@ -304,7 +304,7 @@ def _make_compressor(shards: Shards) -> BloscCodec | None:
     return BloscCodec(
         cname=shards.compression,  # type: ignore[arg-type]
         clevel=COMPRESSION_LEVEL,
-        shuffle="bitshuffle",
+        shuffle=SHUFFLE,  # type: ignore[arg-type]
         typesize=np.dtype(shards.dtype).itemsize,
     )
 

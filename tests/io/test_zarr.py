@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ from zarr.codecs import BloscCodec
 
 import emdask
 from emdask.errors import FormatError
-from emdask.io.shards import Shards, crc32c, read_shards, write_shard
+from emdask.io.shards import (
+    Shards,
+    crc32c,
+    decode_chunk,
+    encode_chunk,
+    read_shards,
+    write_shard,
+)
 from emdask.io.zarr import open_zarr
 
 
@@ -170,6 +178,47 @@ def test_damaged_shards_are_named(tmp_path: Path, cut: int | None, text: str) ->
     shard.write_bytes(bytes(raw)[:cut])
     with pytest.raises(FormatError, match=text):
         open_zarr(path).compute()
+
+
+def test_a_damaged_chunk_is_named(tmp_path: Path) -> None:
+    counts = np.random.default_rng(0).poisson(1, (8, 16, 16)).astype("i1")
+    path = emdask.save_stack(counts, tmp_path / "b.zarr")
+    shard = path / "images/c/0/0/0"
+    raw = shard.read_bytes()
+    # Sizes in the header of Blosc: more pixels than the chunk holds, then fewer.
+    for size in (4 * counts.size, counts.size // 2):
+        shard.write_bytes(raw[:4] + size.to_bytes(4, "little") + raw[8:])
+        with pytest.raises(FormatError, match="an inner chunk does not decompress"):
+            open_zarr(path).compute()
+
+
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_a_chunk_of_another_length_is_damage(compression: str) -> None:
+    shards = Shards(
+        folder="", shape=(4, 2, 2), dtype="<f4", shard=4, inner=2, compression=compression
+    )
+    longer = dataclasses.replace(shards, inner=4)
+    raw = np.frombuffer(b"".join(encode_chunk(longer, np.ones((4, 2, 2), "f4"))), np.uint8)
+    with pytest.raises(ValueError, match=r".+"):
+        decode_chunk(shards, raw, np.empty((2, 2, 2), "<f4"))
+    whole = np.empty((4, 2, 2), "<f4")
+    decode_chunk(longer, raw, whole)
+    np.testing.assert_array_equal(whole, 1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compression"),
+    [("f4", None), ("f2", None), ("f8", None), ("i1", "lz4"), ("u1", "lz4"), ("i2", "lz4")],
+)
+def test_default_compression_follows_the_pixels(
+    tmp_path: Path, dtype: str, compression: str | None
+) -> None:
+    path = emdask.save_stack(np.zeros((4, 8, 8), dtype), tmp_path / "a.zarr")
+    _, *codecs = zarr.open_array(path / "images").metadata.codecs[0].codecs
+    settings = [codec.to_dict()["configuration"] for codec in codecs]
+    assert [(s["cname"], s["shuffle"], s["clevel"]) for s in settings] == (
+        [] if compression is None else [(compression, "bitshuffle", 1)]
+    )
 
 
 def test_bad_stores(tmp_path: Path) -> None:
