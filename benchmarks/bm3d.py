@@ -328,24 +328,23 @@ def stage_table(inputs: list[Input]) -> list[str]:
 def stage_times(row: Input) -> list[str]:
     """Time of each compiled stage, by wrapping it with a clock."""
     spent: dict[str, float] = {}
+    twin = bm3d_cpu.TWIN
     names = ("match_blocks", "filter_hard", "filter_wiener")
-    originals = {name: getattr(bm3d_cpu, name) for name in names}
 
-    def clocked(name: str) -> Callable[..., None]:
-        def run(*arguments: Any) -> None:
-            seconds, _ = timed(lambda: originals[name](*arguments))
+    def clocked(name: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            seconds, result = timed(lambda: getattr(twin, name)(*arguments))
             spent[name] = spent.get(name, 0.0) + seconds
+            return result
 
         return run
 
-    for name in names:
-        setattr(bm3d_cpu, name, clocked(name))
+    bm3d_cpu.TWIN = twin._replace(**{name: clocked(name) for name in names})
     try:
         sigmas = np.full(len(row.noisy), row.sigma)
         whole, _ = timed(lambda: bm3d_cpu.denoise(row.noisy, sigmas))
     finally:
-        for name in names:
-            setattr(bm3d_cpu, name, originals[name])
+        bm3d_cpu.TWIN = twin
     layout = bm3d_plan.lay_out(row.noisy.shape[1:], bm3d_plan.NORMAL.window_px)
     unit = 1e-6 * layout.n_down * layout.n_across * len(row.noisy)
     parts = [spent[name] / unit for name in names]

@@ -1,4 +1,4 @@
-"""Profiles, transforms and geometry of BM3D: plain NumPy, shared by the CPU and CUDA twins."""
+"""Profiles, transforms and geometry of BM3D, shared by the CPU and CUDA twins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.fft import dctn, idctn
+
+from emdask.backend import array_namespace, fourier_namespace
 
 __all__ = [
     "BLOCK",
@@ -23,13 +24,13 @@ __all__ = [
     "Profile",
     "blend_window",
     "cosine_matrix",
-    "crop_image",
+    "crop_images",
     "double",
     "halve",
     "has_coarser_scale",
     "lay_out",
     "merge_scales",
-    "pad_image",
+    "pad_images",
     "search_shifts",
     "spread_weights",
     "wavelet_matrix",
@@ -141,16 +142,24 @@ def _border(n: int) -> int:
     return border
 
 
-def pad_image(image: npt.NDArray[np.float32], layout: Layout) -> npt.NDArray[np.float32]:
-    """Mirror the border and surround it with far grey levels: (h, w) -> (height, width)."""
-    mirrored = np.pad(image, [(b, b) for b in layout.border], mode="symmetric")
-    return np.pad(mirrored, layout.margin, constant_values=FAR)
+def pad_images(images: Any, layout: Layout) -> Any:
+    """Mirror the border and surround it with far grey levels: (n, h, w) -> (n, height, width)."""
+    xp = array_namespace(images)
+    borders = [(0, 0), *((b, b) for b in layout.border)]
+    mirrored = xp.pad(images, borders, mode="symmetric")
+    padded = xp.full((len(images), layout.height, layout.width), FAR)
+    padded[:, *_inside(layout.margin, layout.margin, mirrored.shape[1:])] = mirrored
+    return padded
 
 
-def crop_image(padded: npt.NDArray[Any], layout: Layout) -> npt.NDArray[Any]:
-    """Cut the image out again: (height, width) -> (h, w)."""
+def crop_images(padded: Any, layout: Layout, shape: tuple[int, int]) -> Any:
+    """Cut the images out again: (n, height, width) -> (n, *shape)."""
     top, left = (layout.margin + b for b in layout.border)
-    return padded[top : layout.height - top, left : layout.width - left]
+    return padded[:, *_inside(top, left, shape)]
+
+
+def _inside(top: int, left: int, shape: tuple[int, int]) -> tuple[slice, slice]:
+    return slice(top, top + shape[0]), slice(left, left + shape[1])
 
 
 @functools.cache
@@ -174,16 +183,19 @@ def blend_window(beta: float) -> npt.NDArray[np.float32]:
     return np.kaiser(BLOCK, beta).astype(np.float32)
 
 
-def spread_weights(
-    weights: npt.NDArray[np.float32], window: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Weight of each pixel from the weights of the blocks, noted at their top left corners."""
-    down = np.zeros_like(weights)
+def spread_weights(weights: Any, window: npt.NDArray[np.float32]) -> Any:
+    """Weight of each pixel from the weights of the blocks, noted at their top left corners.
+
+    Images are (..., h, w).
+    """
+    height, width = weights.shape[-2:]
+    xp = array_namespace(weights)
+    down = xp.zeros_like(weights)
     for k, factor in enumerate(window):
-        down[k:] += factor * weights[: weights.shape[0] - k]
-    result = np.zeros_like(weights)
+        down[..., k:, :] += factor * weights[..., : height - k, :]
+    result = xp.zeros_like(weights)
     for k, factor in enumerate(window):
-        result[:, k:] += factor * down[:, : weights.shape[1] - k]
+        result[..., k:] += factor * down[..., : width - k]
     return result
 
 
@@ -228,8 +240,8 @@ def has_coarser_scale(shape: tuple[int, ...]) -> bool:
     return min(shape) >= 2 * BLOCK
 
 
-def halve(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Low frequencies of an image as a smaller image: (h, w) -> (ceil(h / 2), ceil(w / 2)).
+def halve(images: Any) -> Any:
+    """Low frequencies of images as smaller images: (..., h, w) -> (..., ceil(h/2), ceil(w/2)).
 
     Cosine transforms keep white noise white and of the same deviation, work for any size and treat
     all sides of the image alike.
@@ -239,30 +251,33 @@ def halve(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     >>> halve(np.ones((5, 8), np.float32)).shape
     (3, 4)
     """
-    rows, columns = (-(-n // 2) for n in image.shape)
-    low = dctn(image, norm="ortho")[:rows, :columns]
-    result: npt.NDArray[np.float32] = idctn(low, norm="ortho")
-    return result
+    rows, columns = (-(-n // 2) for n in images.shape[-2:])
+    return _from_frequencies(_to_frequencies(images)[..., :rows, :columns])
 
 
-def double(image: npt.NDArray[np.float32], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Smooth image of a shape whose `halve` is the given image."""
-    frequencies = np.zeros(shape, np.float32)
-    frequencies[: image.shape[0], : image.shape[1]] = dctn(image, norm="ortho")
-    result: npt.NDArray[np.float32] = idctn(frequencies, norm="ortho")
-    return result
+def double(images: Any, shape: tuple[int, int]) -> Any:
+    """Smooth images of a shape whose `halve` are the given images; (..., *shape)."""
+    rows, columns = images.shape[-2:]
+    frequencies = array_namespace(images).zeros((*images.shape[:-2], *shape), np.float32)
+    frequencies[..., :rows, :columns] = _to_frequencies(images)
+    return _from_frequencies(frequencies)
 
 
-def merge_scales(
-    fine: npt.NDArray[np.float32], coarse: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Replace the low frequencies of an estimate by those of an estimate at half resolution.
+def merge_scales(fine: Any, coarse: Any) -> Any:
+    """Replace the low frequencies of estimates by those of estimates at half resolution.
 
     Facciolo, Pierazzo and Morel, "Conservative scale recomposition for multiscale denoising", SIAM
     Journal on Imaging Sciences 10 (2017) 1603-1626.
     """
-    rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape)
-    frequencies = dctn(fine, norm="ortho")
-    frequencies[:rows, :columns] = dctn(coarse, norm="ortho")[:rows, :columns]
-    result: npt.NDArray[np.float32] = idctn(frequencies, norm="ortho")
-    return result
+    rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape[-2:])
+    frequencies = _to_frequencies(fine)
+    frequencies[..., :rows, :columns] = _to_frequencies(coarse)[..., :rows, :columns]
+    return _from_frequencies(frequencies)
+
+
+def _to_frequencies(images: Any) -> Any:
+    return fourier_namespace(images).dctn(images, norm="ortho", axes=(-2, -1))
+
+
+def _from_frequencies(frequencies: Any) -> Any:
+    return fourier_namespace(frequencies).idctn(frequencies, norm="ortho", axes=(-2, -1))

@@ -10,11 +10,11 @@ offsets into flat arrays and check no bounds.
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
@@ -24,11 +24,13 @@ __all__ = [
     "add_weighted_block",
     "block_transform",
     "broadcast",
+    "compiled",
     "keep_above",
     "lanes_at_most",
     "load",
     "maximum",
     "minimum",
+    "multiply_add",
     "ones_above",
     "store",
     "total",
@@ -38,6 +40,7 @@ __all__ = [
 N_LANES = 8
 FLAGS = ("contract", "nsz", "arcp")
 VECTOR = ir.VectorType(ir.FloatType(), N_LANES)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Lanes(types.Type):  # type: ignore[misc]
@@ -61,6 +64,11 @@ class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
 def written_out(emitter: Callable[..., Any]) -> Callable[..., Any]:
     """Make a function of compiled code from one that writes its LLVM instructions."""
     return intrinsic(emitter)  # type: ignore[no-any-return]
+
+
+def compiled(function: F) -> F:
+    """Compile when first called, without the interpreter's lock, and keep the code on disk."""
+    return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
 
 
 def _register_operator(function: Callable[..., Any], emit: str) -> None:
@@ -149,6 +157,16 @@ def minimum(typingctx: Any, left: Any, right: Any) -> Any:
 def maximum(typingctx: Any, left: Any, right: Any) -> Any:
     """The larger value, lane by lane."""
     return LANES(LANES, LANES), _select_by(">")
+
+
+@written_out
+def multiply_add(typingctx: Any, left: Any, right: Any, addend: Any) -> Any:
+    """`left * right + addend`, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _multiply_add(builder, *args)
+
+    return LANES(LANES, LANES, LANES), emit
 
 
 @written_out
@@ -368,8 +386,9 @@ def _combine(builder: Any, factors: Any, rows: Sequence[Any]) -> Any:
 
 
 def _multiply_add(builder: Any, left: Any, right: Any, addend: Any) -> Any:
-    product = builder.fmul(left, right, flags=FLAGS)
-    return builder.fadd(product, addend, flags=FLAGS)
+    kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.v8f32")
+    return builder.call(fused, [left, right, addend])
 
 
 # Lane orders of the three steps of an 8x8 transpose; indices from 8 on pick from the second vector.

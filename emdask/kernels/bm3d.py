@@ -1,0 +1,174 @@
+"""BM3D, told once for all processors: scales, the two steps, bands of reference blocks.
+
+Dabov, Foi, Katkovnik and Egiazarian, "Image denoising by sparse 3-D transform-domain collaborative
+filtering", IEEE Transactions on Image Processing 16 (2007) 2080-2095.
+
+Loops over pixels are those of a `Twin`: `bm3d_cpu` or `bm3d_cuda`. Arrays are of the twin's
+library, and all images of a batch have the same shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emdask.backend import array_namespace
+from emdask.kernels.bm3d_plan import (
+    BLOCK,
+    NEVER_SIMILAR,
+    Layout,
+    Profile,
+    blend_window,
+    crop_images,
+    double,
+    halve,
+    has_coarser_scale,
+    merge_scales,
+)
+
+__all__ = ["Rows", "Twin", "denoise_batch", "denoise_unit_noise"]
+
+# Noise below this share of an image's contrast is none.
+LEAST_NOISE = 1e-6
+
+Array = Any
+# First reference row of a band, and the one after its last.
+Rows = tuple[int, int]
+
+
+class Twin(NamedTuple):
+    """The loops of BM3D on one kind of processor; lengths in pixels, grey levels in noise units.
+
+    Parameters
+    ----------
+    lay_out
+        (shape, window_px) to the plan of the padded images.
+    pad_images
+        (images, layout) to padded images: (n, h, w) to (n, height, width).
+    band_rows
+        (n_images, layout, group_size) to the most rows of reference blocks whose groups fit into
+        working memory at once.
+    match_blocks
+        (guides, layout, rows, window_px, group_size, limit) to groups and sizes. A group holds
+        offsets of block corners in the flat padded image, the most similar first and the nearer in
+        the image first where distances are equal; (n, n_blocks, group_size) int32, with zeros
+        beyond the group's size. Sizes are powers of two; (n, n_blocks) int32. `limit` is the
+        largest sum of squared differences of a similar block.
+    start_sums
+        (noisy) to what the filters add to, zero.
+    filter_hard
+        (noisy, layout, rows, groups, sizes, threshold, window, sums): sets small coefficients to
+        zero; `window` weighs the pixels along one side of a block, (BLOCK,).
+    filter_wiener
+        (noisy, basic, layout, rows, groups, sizes, window, sums): scales coefficients by the
+        Wiener gain of a basic estimate.
+    finish_sums
+        (sums, layout, window) to padded estimates, `FAR` where no block was added.
+    """
+
+    lay_out: Callable[[tuple[int, int], int], Layout]
+    pad_images: Callable[[Array, Layout], Array]
+    band_rows: Callable[[int, Layout, int], int]
+    match_blocks: Callable[[Array, Layout, Rows, int, int, float], tuple[Array, Array]]
+    start_sums: Callable[[Array], Any]
+    filter_hard: Callable[[Array, Layout, Rows, Array, Array, float, Array, Any], None]
+    filter_wiener: Callable[[Array, Array, Layout, Rows, Array, Array, Array, Any], None]
+    finish_sums: Callable[[Any, Layout, Array], Array]
+
+
+def denoise_batch(images: Array, sigmas: Array, profile: Profile, twin: Twin) -> Array:
+    """Denoise images that fit into working memory together.
+
+    Parameters
+    ----------
+    images
+        Noisy images, (n, h, w), finite.
+    sigmas
+        Standard deviation of the white noise of each image in grey levels, (n,). An image whose
+        sigma is nothing beside its contrast is returned as it is.
+    profile
+        Settings.
+    twin
+        The loops.
+
+    Returns
+    -------
+    (n, h, w) float32
+    """
+    xp = array_namespace(images)
+    sides = (1, 2)
+    contrasts = images.max(axis=sides).astype(np.float64) - images.min(axis=sides)
+    sigmas = xp.asarray(sigmas, np.float64)
+    chosen = xp.flatnonzero(sigmas > LEAST_NOISE * contrasts)
+    result = images.astype(np.float32)
+    if chosen.size:
+        noisy, units = images[chosen], sigmas[chosen, None, None]
+        offsets = noisy.mean(axis=sides, keepdims=True, dtype=np.float64)
+        scaled = ((noisy - offsets) / units).astype(np.float32)
+        estimates = denoise_unit_noise(scaled, profile, twin)
+        result[chosen] = estimates * units.astype(np.float32) + offsets
+    return result
+
+
+def denoise_unit_noise(noisy: Array, profile: Profile, twin: Twin) -> Array:
+    """Denoise images of unit noise and mean zero; (n, h, w) float32."""
+    if profile.n_scales > 1 and has_coarser_scale(noisy.shape[1:]):
+        return _refine_coarse(noisy, profile, profile.n_scales, twin)
+    return _take_both_steps(noisy, profile, twin)
+
+
+def _take_both_steps(noisy: Array, profile: Profile, twin: Twin) -> Array:
+    """Denoise as the paper does."""
+    shape = noisy.shape[1:]
+    layout = twin.lay_out(shape, profile.window_px)
+    padded = twin.pad_images(noisy, layout)
+    basic = _estimate(padded, None, layout, profile, twin)
+    return crop_images(_estimate(padded, basic, layout, profile, twin), layout, shape)
+
+
+def _refine_coarse(noisy: Array, profile: Profile, n_scales: int, twin: Twin) -> Array:
+    """Denoise at half resolution, then filter by that estimate at full resolution."""
+    half = halve(noisy)
+    coarse = _take_both_steps(half, profile, twin)
+    if n_scales > 2 and has_coarser_scale(half.shape[1:]):
+        coarse += _refine_coarse(half, profile, n_scales - 1, twin)
+        coarse /= 2
+    shape = noisy.shape[1:]
+    layout = twin.lay_out(shape, profile.window_px)
+    basic = twin.pad_images(double(coarse, shape), layout)
+    fine = _estimate(twin.pad_images(noisy, layout), basic, layout, profile, twin)
+    return merge_scales(crop_images(fine, layout, shape), coarse)
+
+
+def _estimate(
+    noisy: Array, basic: Array | None, layout: Layout, profile: Profile, twin: Twin
+) -> Array:
+    """One of the two steps: hard thresholding, or with a basic estimate the Wiener filter."""
+    guide = noisy if basic is None else basic
+    group_size = profile.hard_group if basic is None else profile.wiener_group
+    distance = profile.hard_distance if basic is None else profile.wiener_distance
+    limit = min(distance * BLOCK * BLOCK, NEVER_SIMILAR)
+    window = blend_window(profile.window_beta)
+    sums = twin.start_sums(noisy)
+    for rows in _bands(layout.n_down, twin.band_rows(len(noisy), layout, group_size)):
+        groups, sizes = twin.match_blocks(guide, layout, rows, profile.window_px, group_size, limit)
+        if basic is None:
+            twin.filter_hard(noisy, layout, rows, groups, sizes, profile.threshold, window, sums)
+        else:
+            twin.filter_wiener(noisy, basic, layout, rows, groups, sizes, window, sums)
+    return twin.finish_sums(sums, layout, window)
+
+
+def _bands(n_down: int, most: int) -> Iterator[Rows]:
+    """Bands of reference rows, up to `most` in each and about as many in all.
+
+    Examples
+    --------
+    >>> list(_bands(10, 4))
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    n_bands = -(-n_down // most)
+    for band in range(n_bands):
+        yield band * n_down // n_bands, (band + 1) * n_down // n_bands
