@@ -1,0 +1,368 @@
+"""BM3D on one CUDA card: the twin of `bm3d_cpu`, with functions of the same names.
+
+The loops are in ``bm3d.cu``, which is compiled when it is first needed: once per card, and kept on
+disk by CuPy. Images are denoised many at a time. Sums are integers, so that the order in which
+thread blocks run does not show: the same images give the same bits, in any batch.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib import resources
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from emdask.kernels import bm3d_plan
+from emdask.kernels.bm3d import Rows, Twin, denoise_batch
+from emdask.kernels.bm3d_plan import BLOCK, FAR, NORMAL, STEP, Layout, Profile, search_shifts
+
+if TYPE_CHECKING:
+    import cupy
+
+__all__ = [
+    "TWIN",
+    "denoise",
+    "filter_hard",
+    "filter_wiener",
+    "finish_sums",
+    "match_blocks",
+    "start_sums",
+]
+
+Array = Any
+
+# Working memory of a batch, bytes a pixel: measured as the largest sum of arrays alive at a time.
+PIXEL_BYTES = 64
+BATCH_BYTES = 4 << 30
+GROUP_BYTES = 256 << 20
+
+# Of `match_blocks` in bm3d.cu: rows and columns of reference blocks that one thread block matches.
+MATCH_ROWS = 3
+MATCH_COLUMNS = 6
+MATCH_THREADS = 256
+LIST_BYTES = 8 * 64 * 8
+# Rows and columns that it reads beyond the padded image.
+SPARE_ROWS = STEP * (MATCH_ROWS - 1)
+SPARE_COLUMNS = 16
+# Of the filters: rows of reference blocks in a strip, and columns of them for one warp.
+STRIP_ROWS = 4
+STRIP_COLUMNS = 64
+TURN_FLOATS = BLOCK * BLOCK // 2 * 36 + 128
+RING_PAD = 8
+FLUSHED_COLUMNS = 16
+GROUP_SIZES = (8, 16, 32, 64)
+# Rows of an image are this far apart, modulo the 32 banks of the cache: rows of a block do not clash.
+PITCH = 8
+TILE = (32, 8)
+
+
+def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
+    """Denoise images with BM3D, many at a time.
+
+    The working memory is 64 bytes a pixel of the images that are denoised together, at most 4 GiB
+    and never more than half of what is free, or one image, and up to 256 MiB for groups.
+
+    Parameters
+    ----------
+    images
+        Noisy images, (n, h, w), finite; CuPy.
+    sigmas
+        Standard deviation of the white noise of each image in grey levels, (n,). An image whose
+        sigma is nothing beside its contrast is returned as it is.
+    profile
+        Settings.
+
+    Returns
+    -------
+    (n, h, w) float32
+    """
+    import cupy
+
+    sigmas = cupy.asarray(sigmas, np.float64)
+    result = cupy.empty(images.shape, np.float32)
+    at_once = _images_at_once(lay_out(images.shape[1:], profile.window_px))
+    for start in range(0, len(images), at_once):
+        part = slice(start, start + at_once)
+        result[part] = denoise_batch(images[part], sigmas[part], profile, TWIN)
+    return result
+
+
+def _images_at_once(layout: Layout) -> int:
+    import cupy
+
+    pool = cupy.get_default_memory_pool()
+    free = cupy.cuda.Device().mem_info[0] + pool.free_bytes()
+    image_bytes = PIXEL_BYTES * layout.height * layout.width
+    return int(max(1, min(BATCH_BYTES, free // 2) // image_bytes))
+
+
+def lay_out(shape: tuple[int, int], window_px: int) -> Layout:
+    """Plan padded images whose rows suit the card's memory; more columns on the right."""
+    layout = bm3d_plan.lay_out(shape, window_px)
+    reach = window_px // 2
+    needless = 2 * (layout.margin - reach)
+    width = layout.width - needless + SPARE_COLUMNS
+    return layout._replace(
+        height=layout.height - needless + SPARE_ROWS,
+        width=width + (PITCH - width) % 32,
+        margin=reach,
+    )
+
+
+def pad_images(images: Array, layout: Layout) -> Array:
+    """Mirror the border and surround it with far grey levels: (n, h, w) -> (n, height, width)."""
+    import cupy
+
+    n, h, w = images.shape
+    padded = cupy.empty((n, layout.height, layout.width), np.float32)
+    _launch_pixels(
+        "pad_images",
+        padded,
+        (cupy.ascontiguousarray(images, np.float32), h, w, layout.height, layout.width)
+        + (*(layout.margin + border for border in layout.border), *layout.border, FAR, padded),
+    )
+    return padded
+
+
+def band_rows(n_images: int, layout: Layout, group_size: int) -> int:
+    """Most rows of reference blocks whose groups fit into working memory at once.
+
+    Whole strips of the filters, so that bands do not show in the result.
+    """
+    row_bytes = 4 * (group_size + 1) * n_images * layout.n_across
+    return int(max(1, GROUP_BYTES // row_bytes // STRIP_ROWS)) * STRIP_ROWS
+
+
+def match_blocks(
+    guides: Array, layout: Layout, rows: Rows, window_px: int, group_size: int, limit: float
+) -> tuple[Array, Array]:
+    """Find the most similar blocks of each reference block in a band; see `bm3d.Twin`."""
+    import cupy
+
+    n, n_rows = len(guides), rows[1] - rows[0]
+    n_blocks = n_rows * layout.n_across
+    groups = cupy.empty((n, n_blocks, group_size), np.int32)
+    sizes = cupy.empty((n, n_blocks), np.int32)
+    ranks, offsets = _shift_tables(cupy.cuda.Device().id, window_px, layout.width)
+    n_down, n_columns = _match_tile(window_px)
+    _launch(
+        "match_blocks",
+        (-(-layout.n_across // n_columns), -(-n_rows // n_down), n),
+        (MATCH_THREADS,),
+        (
+            guides,
+            np.int64(guides[0].size),
+            layout.width,
+            layout.margin,
+            rows[0],
+            n_rows,
+            layout.n_across,
+        )
+        + (window_px, n_down, n_columns, group_size, np.float32(limit))
+        + (ranks, offsets, groups, sizes),
+        _match_bytes(n_down, n_columns, window_px),
+    )
+    return groups, sizes
+
+
+@functools.cache
+def _shift_tables(device: int, window_px: int, width: int) -> tuple[Array, Array]:
+    """Rank of each shift in the order of an image, and offset of each shift, nearest first."""
+    import cupy
+
+    shifts = search_shifts(window_px)
+    places = (shifts + window_px // 2) @ [window_px, 1]
+    ranks = np.empty(len(shifts), np.uint16)
+    ranks[places] = np.arange(len(shifts))
+    return cupy.asarray(ranks), cupy.asarray((shifts @ [width, 1]).astype(np.int32))
+
+
+def _match_tile(window_px: int) -> tuple[int, int]:
+    """Rows and columns of reference blocks whose distances fit into shared memory.
+
+    Two thread blocks on a multiprocessor take turns at measuring and selecting: worth as much as
+    one of twice the size.
+    """
+    most, in_all, reserved = _shared_bytes()
+    best = (0, 0, 0)
+    for n_down in range(1, MATCH_ROWS + 1):
+        for n_columns in range(1, MATCH_COLUMNS + 1):
+            needed = _match_bytes(n_down, n_columns, window_px)
+            if needed <= most:
+                resident = min(2, in_all // (needed + reserved))
+                best = max(best, (resident * n_down * n_columns, n_down, n_columns))
+    return best[1:]
+
+
+def _match_bytes(n_down: int, n_columns: int, window_px: int) -> int:
+    """Shared memory of a thread block of `match_blocks`."""
+    return LIST_BYTES + 4 * n_down * n_columns * window_px**2
+
+
+def _shared_bytes() -> tuple[int, int, int]:
+    """Shared memory that a thread block may have, of a multiprocessor, and taken by the system."""
+    import cupy
+
+    attributes = cupy.cuda.Device().attributes
+    return (
+        attributes["MaxSharedMemoryPerBlockOptin"],
+        attributes["MaxSharedMemoryPerMultiprocessor"],
+        attributes["ReservedSharedMemoryPerBlock"],
+    )
+
+
+class Sums(NamedTuple):
+    """What the filters add to, as integers.
+
+    Parameters
+    ----------
+    values
+        Weighted sums of block estimates, (n, height, width) uint64 (two's complement).
+    weights
+        Weight of each block at its top left corner; likewise.
+    ticks
+        In a value of one, (n,) float32: powers of two, so that no sum overflows. A block is taken
+        up to 2^13 times at each of 64 places of a pixel, with a weight below 2^10.
+    """
+
+    values: Array
+    weights: Array
+    ticks: Array
+
+
+def start_sums(noisy: Array) -> Sums:
+    """What the filters add to, zero."""
+    import cupy
+
+    largest = cupy.abs(cupy.where(noisy == FAR, np.float32(0), noisy)).max(axis=(1, 2))
+    exponents = cupy.clip(cupy.frexp(largest)[1], -60, 60)
+    return Sums(
+        cupy.zeros(noisy.shape, np.uint64),
+        cupy.zeros(noisy.shape, np.uint64),
+        cupy.ldexp(cupy.ones_like(largest), 34 - exponents),
+    )
+
+
+def filter_hard(
+    noisy: Array,
+    layout: Layout,
+    rows: Rows,
+    groups: Array,
+    sizes: Array,
+    threshold: float,
+    window: Array,
+    sums: Sums,
+) -> None:
+    """Filter the groups of a band by hard thresholding and add them; see `bm3d.Twin`."""
+    _filter("filter_hard", noisy, noisy, layout, rows, groups, sizes, threshold, window, sums)
+
+
+def filter_wiener(
+    noisy: Array,
+    basic: Array,
+    layout: Layout,
+    rows: Rows,
+    groups: Array,
+    sizes: Array,
+    window: Array,
+    sums: Sums,
+) -> None:
+    """Filter the groups of a band by Wiener gains and add them; see `bm3d.Twin`."""
+    _filter("filter_wiener", noisy, basic, layout, rows, groups, sizes, 0.0, window, sums)
+
+
+def _filter(
+    name: str,
+    noisy: Array,
+    basic: Array,
+    layout: Layout,
+    rows: Rows,
+    groups: Array,
+    sizes: Array,
+    threshold: float,
+    window: Array,
+    sums: Sums,
+) -> None:
+    import cupy
+
+    n_rows, group_size = rows[1] - rows[0], groups.shape[-1]
+    window_px = 2 * layout.margin + 1
+    ring_columns = 64 if window_px - 1 + BLOCK + FLUSHED_COLUMNS - 1 <= 64 else 128
+    ring_rows = STEP * (STRIP_ROWS - 1) + BLOCK + window_px - 1
+    _launch(
+        f"{name}_{min(size for size in GROUP_SIZES if size >= group_size)}",
+        (-(-layout.n_across // STRIP_COLUMNS), -(-n_rows // STRIP_ROWS), len(noisy)),
+        (32,),
+        (noisy, basic, np.int64(noisy[0].size), layout.width, layout.margin, rows[0], n_rows)
+        + (layout.n_across, window_px, ring_columns, group_size, groups, sizes)
+        + (np.float32(threshold), cupy.asarray(window), sums.ticks, sums.values, sums.weights),
+        4 * (TURN_FLOATS + ring_rows * (ring_columns + RING_PAD)),
+    )
+
+
+def finish_sums(sums: Sums, layout: Layout, window: Array) -> Array:
+    """Divide the sums by the weights; `FAR` where there are none."""
+    import cupy
+
+    window = cupy.asarray(window)
+    n, height, width = sums.values.shape
+    spread, estimates = (cupy.empty((n, height, width), np.float32) for _ in range(2))
+    _launch_pixels("spread_down", spread, (sums.weights, height, width, window, spread))
+    _launch_pixels(
+        "divide_sums",
+        estimates,
+        (sums.values, spread, height, width, window, sums.ticks, FAR, estimates),
+    )
+    return estimates
+
+
+def _launch_pixels(name: str, images: Array, arguments: tuple[Any, ...]) -> None:
+    """Launch a kernel of one thread a pixel."""
+    n, height, width = images.shape
+    _launch(name, (-(-width // TILE[0]), -(-height // TILE[1]), n), TILE, arguments)
+
+
+def _launch(
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    arguments: tuple[Any, ...],
+    shared_bytes: int = 0,
+) -> None:
+    """Launch a kernel on the current stream of the current card."""
+    import cupy
+
+    # A bare Python number would be passed as 64 bits.
+    sized = tuple(np.int32(value) if isinstance(value, int) else value for value in arguments)
+    _kernel(cupy.cuda.Device().id, name)(grid, block, sized, shared_mem=shared_bytes)
+
+
+@functools.cache
+def _kernel(device: int, name: str) -> cupy.RawKernel:
+    """Kernel that may use all shared memory of the card."""
+    kernel = _module(device).get_function(name)
+    if name.startswith(("match", "filter")):
+        kernel.max_dynamic_shared_size_bytes = _shared_bytes()[0]
+    return kernel
+
+
+@functools.cache
+def _module(device: int) -> cupy.RawModule:
+    """Source, compiled for one card."""
+    import cupy
+
+    source = resources.files("emdask.kernels").joinpath("bm3d.cu").read_text("utf-8")
+    return cupy.RawModule(code=source, options=("-std=c++17",))
+
+
+TWIN = Twin(
+    lay_out=lay_out,
+    pad_images=pad_images,
+    band_rows=band_rows,
+    match_blocks=match_blocks,
+    start_sums=start_sums,
+    filter_hard=filter_hard,
+    filter_wiener=filter_wiener,
+    finish_sums=finish_sums,
+)
