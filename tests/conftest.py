@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,17 @@ def device(request: pytest.FixtureRequest) -> str:
     if request.param == "cuda" and why_no_cuda() is not None:
         pytest.skip(f"no card: {why_no_cuda()}")
     return str(request.param)
+
+
+@pytest.fixture
+def cuda_on_host() -> Iterator[Any]:
+    """Card of a stand-in for CuPy that runs kernels on the host; see ``cupy_on_host.Card``."""
+    from tests.cuda_host import cupy_on_host, host
+
+    if (reason := host.why_no_compiler()) is not None:
+        pytest.skip(reason)
+    with cupy_on_host.installed(cupy_on_host.Card()) as card:
+        yield card
 
 
 @pytest.fixture

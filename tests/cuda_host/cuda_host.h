@@ -590,6 +590,8 @@ CUDA_HOST_HANDLER(divrem_overflow)(void* where, void*, void*) {
 }
 #undef CUDA_HOST_HANDLER
 
+#define CUDA_HOST_EXPORT extern "C" __attribute__((visibility("default")))
+
 // --- The words of CUDA -------------------------------------------------------------------------------------------
 
 #define __global__

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.cuda_host.guards import GuardedCopy
+
 HEADER = Path(__file__).with_name("cuda_host.h")
 FLAGS = (
     *("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions"),
@@ -49,6 +51,7 @@ VECTOR_BYTES = {"float2": 8, "float4": 16, "int2": 8, "int4": 16, "uint2": 8, "u
 MAX_THREADS = 1024
 MAX_SHARED_BYTES = 232448
 KERNEL = re.compile(r'extern\s*"C"\s*__global__([^;{]*?)(\w+)\s*\(([^()]*)\)\s*\{')
+FAULT = re.compile(r"0x[0-9a-f]+")
 BOUNDS = re.compile(r"__launch_bounds__\s*\(([^,()]+|[^,]*?\([^()]*\)[^,()]*)(?:,[^)]*)?\)")
 EXTERN_SHARED = re.compile(
     r"extern\s+__shared__\s+((?:__align__\s*\(\s*\d+\s*\)\s*)?)([\w\s]+?)\s*(\w+)\s*\[\s*\]\s*;"
@@ -141,8 +144,8 @@ def write_launcher(name: str, bound: str, parameters: Sequence[Parameter]) -> st
         for i, parameter in enumerate(parameters)
     )
     return f"""
-extern "C" __attribute__((visibility("default"))) int bound_{name}() {{ return {bound or MAX_THREADS}; }}
-extern "C" __attribute__((visibility("default"))) const char* launch_{name}(
+CUDA_HOST_EXPORT int bound_{name}() {{ return {bound or MAX_THREADS}; }}
+CUDA_HOST_EXPORT const char* launch_{name}(
     const cuda_host::Launch* launch, [[maybe_unused]] void** arguments) {{
     auto body = [=] {{ {name}({arguments}); }};
     return cuda_host::run(*launch, "{name}", body);
@@ -234,6 +237,54 @@ def triple(sizes: int | Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
+class Memory:
+    """Where the arrays of a launch lie.
+
+    Parameters
+    ----------
+    guarded
+        Whether they are copied between guards.
+    """
+
+    def __init__(self, guarded: bool) -> None:
+        self._guarded = guarded
+        self._copies: dict[int, GuardedCopy] = {}
+        self._arrays: list[tuple[str, int, int]] = []
+
+    def place(self, parameter: Parameter, array: np.ndarray[Any, Any]) -> int:
+        """Address for the kernel; an array that is given twice keeps one address."""
+        if array.size == 0:
+            return 0
+        address = array.ctypes.data
+        if self._guarded:
+            if address not in self._copies:
+                self._copies[address] = GuardedCopy(array, parameter.is_const)
+            address = self._copies[address].address
+        self._arrays.append((parameter.name, address, array.nbytes))
+        return address
+
+    def explain(self, message: str) -> str:
+        """Name the array that is nearest to the address in a message."""
+        found = FAULT.search(message)
+        if found is None or not self._arrays:
+            return message
+        at = int(found.group(), 16)
+        name, start, n_bytes = min(
+            self._arrays, key=lambda array: max(array[1] - at, at - array[1] - array[2])
+        )
+        return f"{message} That is byte {at - start} of {name}, which has {n_bytes} bytes."
+
+    def finish(self, kernel: str) -> None:
+        """Copy results back from between the guards, unless a guard was written to."""
+        names = {address: (name, n_bytes) for name, address, n_bytes in self._arrays}
+        for copy in self._copies.values():
+            if (at := copy.finish()) is not None:
+                name, n_bytes = names[copy.address]
+                raise LaunchError(
+                    f"{kernel}: a thread wrote at byte {at} of {name}, which has {n_bytes} bytes."
+                )
+
+
 class Kernel:
     """A kernel of a library.
 
@@ -260,6 +311,7 @@ class Kernel:
         *,
         shared_bytes: int = 0,
         order: int = 0,
+        guarded: bool = False,
     ) -> None:
         """Run all blocks.
 
@@ -274,6 +326,9 @@ class Kernel:
         order
             0 runs lanes and blocks in ascending order; others shuffle lanes and warps by this
             seed and run blocks backwards.
+        guarded
+            Run on copies of the arrays that lie between guards, so that reading or writing past
+            their ends, or writing to const arrays, is an error.
 
         Raises
         ------
@@ -287,14 +342,16 @@ class Kernel:
             raise LaunchError(
                 f"{self.name}: takes {len(self.parameters)} arguments; got {len(arguments)}."
             )
+        memory = Memory(guarded)
         values = [
-            self._convert(parameter, argument)
+            self._convert(parameter, argument, memory)
             for parameter, argument in zip(self.parameters, arguments, strict=True)
         ]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(value.ctypes.data for value in values))
         message = self._run(ctypes.byref(geometry), pointers)
         if message is not None:
-            raise LaunchError(message.decode())
+            raise LaunchError(memory.explain(message.decode()))
+        memory.finish(self.name)
 
     def _check_geometry(self, geometry: Geometry) -> None:
         n_threads = int(np.prod(geometry.block))
@@ -316,13 +373,13 @@ class Kernel:
                 f" memory; got {geometry.shared_bytes}."
             )
 
-    def _convert(self, parameter: Parameter, argument: Any) -> np.ndarray[Any, Any]:
+    def _convert(self, parameter: Parameter, argument: Any, memory: Memory) -> np.ndarray[Any, Any]:
         """Bytes of an argument, as the launcher reads them."""
         dtypes = DTYPES[parameter.type]
         what = f"{self.name}: {parameter.name}"
         if parameter.is_pointer:
             check_array(what, parameter, argument)
-            return np.array(argument.ctypes.data if argument.size else 0, np.uintp)
+            return np.array(memory.place(parameter, argument), np.uintp)
         if type(argument) is int and np.issubdtype(dtypes[0], np.integer):
             limits = np.iinfo(dtypes[0])
             if limits.min <= argument <= limits.max:
