@@ -30,6 +30,7 @@ from emdask.kernels.matching_cpu import TILE_ROWS, match_band, match_scratch, sp
 
 __all__ = [
     "TWIN",
+    "band_rows",
     "denoise",
     "filter_hard",
     "filter_wiener",
