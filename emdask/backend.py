@@ -15,6 +15,8 @@ from emdask.config import setting
 from emdask.errors import DeviceError
 
 DEVICES = ("auto", "cpu", "cuda")
+# What a Dask worker with a card declares, as much of it as it runs tasks at once.
+CARD_RESOURCE = "GPU"
 
 
 def array_namespace(array: Any) -> ModuleType:
@@ -138,15 +140,33 @@ def resolve_device(device: str, supported: Collection[str]) -> str:
     return device
 
 
+def count_cards() -> int:
+    """Return the number of cards that this process may use; 0 where CUDA cannot be used.
+
+    Examples
+    --------
+    >>> count_cards() >= 0
+    True
+    """
+    if why_no_cuda() is not None:
+        return 0
+    import cupy
+
+    return int(cupy.cuda.runtime.getDeviceCount())
+
+
 def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str) -> Any:
     """Move one block to the device, run ``function`` on it, and move the result back.
 
-    A block that is on the card already stays there.
+    A block that is on the card already stays there. Any other goes to the card as it is stored, in
+    pieces that fit, by pinned memory and on a stream of the calling thread, so that the threads of
+    a worker overlap.
 
     Parameters
     ----------
     function
-        Takes an array of the device's library, returns one.
+        Takes an array of the device's library, returns one. On the card it treats the images one by
+        one, so that the pieces do not change the answer.
     images : array, shape (n, h, w)
         NumPy or CuPy.
     *args
@@ -159,17 +179,30 @@ def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str
     array
         Of the same library as ``images``.
 
+    Raises
+    ------
+    DeviceError
+        If the card has no room for one image.
+
+    Notes
+    -----
+    A piece is taken to need 64 bytes a pixel and 256 MiB. It takes at most a quarter of the memory
+    that this process can have of the card, so that four threads work at once, but always one image,
+    and waits until the pieces of the other threads leave it that much. Where the method needs more
+    than that after all, the piece is halved, down to one image that has the card to itself.
+
     Examples
     --------
     >>> on_device(np.negative, np.ones(2), device="cpu")
     array([-1., -1.])
     """
     arrived_on_card = array_namespace(images) is not np
-    if device == "cpu":
-        if not arrived_on_card:
+    if device == "cuda":
+        if arrived_on_card:
             return function(images, *args)
-        return array_namespace(images).asarray(function(images.get(), *args))
-    import cupy
+        from emdask.blocks_cuda import run_in_pieces
 
-    result = function(cupy.asarray(images), *args)
-    return result if arrived_on_card else cupy.asnumpy(result)
+        return run_in_pieces(function, images, *args)
+    if arrived_on_card:
+        return array_namespace(images).asarray(function(images.get(), *args))
+    return function(images, *args)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 
 import emdask
-from emdask.backend import array_namespace, check_device, on_device, resolve_device, why_no_cuda
+from emdask.backend import (
+    array_namespace,
+    check_device,
+    count_cards,
+    on_device,
+    resolve_device,
+    why_no_cuda,
+)
 from emdask.errors import DeviceError, ParameterError
 from emdask.method import Method, parameter
 
@@ -35,6 +47,43 @@ def _library(images: np.ndarray, params: Scale) -> np.ndarray:
 
 
 METHOD = Method(params=Scale, apply={"cpu": _scale, "cuda": _scale})
+
+IMAGE_BYTES = 64 * 24 * 20
+FIXED_BYTES = 256 * 2**20
+
+
+@pytest.fixture
+def card(cuda_on_host: Any) -> Any:
+    """Card of a stand-in for CuPy that takes no array of the host for one of its own."""
+    cuda_on_host.strict = True
+    return cuda_on_host
+
+
+def free_for(n_images: float) -> int:
+    """Free memory of a card of which a piece may have so many images of 24 x 20 pixels."""
+    return int((FIXED_BYTES + n_images * IMAGE_BYTES) * 4 / 0.9) + 64
+
+
+class Sizes:
+    """Doubles images and keeps how many came at once; beyond ``fits``, memory runs out."""
+
+    def __init__(self, fits: int = 10**9) -> None:
+        self.fits = fits
+        self.asked: list[int] = []
+        self.done: list[int] = []
+
+    def __call__(self, images: Any) -> Any:
+        xp = array_namespace(images)
+        self.asked.append(len(images))
+        if len(images) > self.fits:
+            raise xp.cuda.memory.OutOfMemoryError(1, 1)
+        self.done.append(len(images))
+        return xp.multiply(images, 2, dtype=xp.float32)
+
+
+@pytest.fixture
+def images(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(10, 24, 20)).astype("f4")
 
 
 def test_devices_are_three_words() -> None:
@@ -108,3 +157,179 @@ def test_bad_pixels_on_the_card() -> None:
         emdask.denoise(lazy, Scale()).compute(scheduler="synchronous")
     repaired = emdask.denoise(lazy, Scale(), bad_pixels="replace").compute(scheduler="synchronous")
     np.testing.assert_array_equal(cupy.asnumpy(repaired), 2.0)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "f2", "i2", ">i2", ">f4", "u1"])
+def test_a_block_arrives_as_it_is_stored(card: Any, images: np.ndarray, dtype: str) -> None:
+    stored = (images * 20 + 60).astype(dtype)
+    seen: list[np.dtype] = []
+
+    def look(there: Any) -> Any:
+        xp = array_namespace(there)
+        assert xp is not np
+        seen.append(there.dtype)
+        return there.astype(xp.float32)
+
+    result = on_device(look, stored, device="cuda")
+    assert seen == [stored.dtype.newbyteorder("=")]
+    assert type(result) is np.ndarray
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, stored.astype("f4"))
+
+
+@pytest.mark.parametrize(
+    ("fitting", "pieces"), [(100, [10]), (4.5, [4, 4, 2]), (1, [1] * 10), (0.5, [1] * 10)]
+)
+def test_a_block_is_split_where_the_card_is_small(
+    card: Any, images: np.ndarray, fitting: float, pieces: list[int]
+) -> None:
+    card.free_bytes = free_for(fitting)
+    double = Sizes()
+    np.testing.assert_array_equal(on_device(double, images, device="cuda"), 2 * images)
+    assert double.done == pieces
+    assert card.used_bytes == 0
+
+
+def test_pieces_are_halved_where_memory_runs_out(card: Any, images: np.ndarray) -> None:
+    double = Sizes(fits=3)
+    np.testing.assert_array_equal(on_device(double, images, device="cuda"), 2 * images)
+    assert double.asked == [10, 5, 2, 2, 2, 2, 2]
+    assert card.used_bytes == 0
+
+
+def test_an_image_too_large_is_told(card: Any, images: np.ndarray) -> None:
+    card.free_bytes = 1_000_000
+    double = Sizes(fits=0)
+    with pytest.raises(DeviceError) as told:
+        on_device(double, images, device="cuda")
+    assert str(told.value) == (
+        f"device: one image of 20 x 24 pixels needs about {IMAGE_BYTES + FIXED_BYTES:,} bytes of "
+        "the card's memory, and 1,000,000 are free. End what else uses the card, take a larger "
+        'one, or pass device="cpu" (--device cpu).'
+    )
+    assert double.asked == [1, 1]
+
+
+def test_a_block_without_images_comes_back(card: Any) -> None:
+    result = on_device(Sizes(), np.empty((0, 24, 20), "i2"), device="cuda")
+    assert (result.shape, result.dtype) == ((0, 24, 20), np.float32)
+
+
+def run_threads(n_threads: int, function: Any, images: np.ndarray) -> list[np.ndarray]:
+    results: list[Any] = [None] * n_threads
+    threads = [
+        threading.Thread(
+            target=lambda i=i: results.__setitem__(
+                i, on_device(function, images + i, device="cuda")
+            )
+        )
+        for i in range(n_threads)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return results
+
+
+def test_four_threads_share_a_card_each_on_its_stream(card: Any, images: np.ndarray) -> None:
+    import cupy
+
+    together = threading.Barrier(4)
+    streams: set[int] = set()
+
+    def double(there: Any) -> Any:
+        streams.add(cupy.cuda.get_current_stream().ptr)
+        # All four are on the card at once, or this raises.
+        together.wait(30)
+        return cupy.multiply(there, 2, dtype=cupy.float32)
+
+    card.free_bytes = free_for(len(images))
+    for i, result in enumerate(run_threads(4, double, images)):
+        np.testing.assert_array_equal(result, 2 * (images + i))
+    assert len(streams) == 4
+    assert 0 not in streams
+
+
+def test_large_images_take_turns(card: Any, images: np.ndarray) -> None:
+    """An image that needs more than half of the card has it alone; nobody waits for ever."""
+    at_once = most = 0
+    lock = threading.Lock()
+
+    def double(there: Any) -> Any:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.005)
+        with lock:
+            at_once -= 1
+        return array_namespace(there).multiply(there, 2, dtype="f4")
+
+    card.free_bytes = int((FIXED_BYTES + IMAGE_BYTES) * 1.9 / 0.9)
+    for i, result in enumerate(run_threads(3, double, images)):
+        np.testing.assert_array_equal(result, 2 * (images + i))
+    assert most == 1
+
+
+def test_what_fails_on_the_card_leaves_it_usable(card: Any, images: np.ndarray) -> None:
+    def fail(there: Any) -> Any:
+        raise ValueError("not this one")
+
+    card.free_bytes = free_for(0.5)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="not this one"):
+            on_device(fail, images, device="cuda")
+    np.testing.assert_array_equal(on_device(Sizes(), images, device="cuda"), 2 * images)
+
+
+def test_denoising_in_pieces_changes_nothing(card: Any, images: np.ndarray) -> None:
+    card.free_bytes = free_for(3)
+    lazy = da.from_array(images, chunks=(7, -1, -1))
+    result = emdask.denoise(lazy, Scale(by=3.0), device="cuda").compute()
+    assert (type(result), result.dtype) == (np.ndarray, np.float32)
+    np.testing.assert_array_equal(result, images * np.float32(3))
+
+
+def test_cards_are_counted(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cupy
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 3)
+    assert count_cards() == 3
+    why_no_cuda.cache_clear()
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", lambda: 0)
+    assert count_cards() == 0
+
+
+def test_memory_of_an_rmm_pool_is_to_be_had(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RMM has taken most of the card for its pool, which CuPy then allocates from."""
+    resource = SimpleNamespace(pool_size=lambda: free_for(6))
+    rmm = SimpleNamespace(mr=SimpleNamespace(get_current_device_resource=lambda: resource))
+    monkeypatch.setitem(sys.modules, "rmm", rmm)
+    card.free_bytes = 100_000
+    double = Sizes()
+    on_device(double, np.zeros((10, 24, 20), "u1"), device="cuda")
+    assert double.done == [6, 4]
+
+
+@pytest.mark.gpu
+@needs_card
+def test_a_real_card_that_is_nearly_full(
+    images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    from emdask import blocks_cuda
+
+    monkeypatch.setattr(blocks_cuda, "_usable_bytes", lambda: int(0.9 * free_for(3)))
+    double = Sizes(fits=2)
+    np.testing.assert_array_equal(on_device(double, images, device="cuda"), 2 * images)
+    assert double.asked == [3, 1] + [1] * 9
+
+    def take_too_much(there: Any) -> Any:
+        return cupy.empty(2 * cupy.cuda.runtime.memGetInfo()[1], "u1")
+
+    with pytest.raises(DeviceError, match="one image of 20 x 24 pixels needs about"):
+        on_device(take_too_much, images, device="cuda")
+    for i, result in enumerate(run_threads(4, Sizes(), images)):
+        np.testing.assert_array_equal(result, 2 * (images + i))

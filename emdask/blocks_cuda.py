@@ -1,0 +1,197 @@
+"""Blocks of images on their way to the card and back: pinned buffers, streams, bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from emdask.checks import sentence
+from emdask.errors import DeviceError
+
+# Threads that share a card: while one computes, one reads and one writes; the fourth is for the
+# stage that is slowest.
+THREADS_A_CARD = 4
+# What a method works in on the card, at most: sixteen float32 images for each image, and what does
+# not grow with their number. BM3D takes about 50 bytes a pixel, and 256 MiB for groups.
+WORKING_BYTES_A_PIXEL = 64
+WORKING_BYTES_FIXED = 256 * 2**20
+# The rest is lost between allocations of unequal sizes.
+USABLE_SHARE = 0.9
+
+Images = npt.NDArray[Any]
+
+
+def run_in_pieces(function: Callable[..., Any], images: Images, *args: Any) -> Images:
+    """Run a function on the card on a block of the host, in pieces that fit; see `on_device`.
+
+    Parameters
+    ----------
+    function
+        ``(images, *args) -> images``, CuPy arrays; treats the images one by one.
+    images : array, shape (n, h, w)
+        Any real type; uploaded as stored, in the byte order of the machine.
+    *args
+        Passed on to ``function``.
+
+    Returns
+    -------
+    array
+        As many images; in ordinary memory, so that pinned memory is no more than one piece a
+        thread, whatever becomes of the results.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for one image.
+    """
+    result: Images | None = None
+    start, count, alone = 0, _images_a_piece(images), False
+    while result is None or start < len(images):
+        piece = images[start : start + count]
+        n_bytes = _total_bytes() if alone else working_bytes(piece.shape)
+        try:
+            with _MEMORY.reserve(n_bytes):
+                done = _run_piece(function, piece, args)
+        except MemoryError as error:
+            # Its traceback holds the arrays for which there was no room.
+            failure = error.with_traceback(None)
+            done = None
+        if done is None:
+            _free_pool()
+            if len(piece) <= 1 and alone:
+                raise _no_room(piece) from failure
+            count, alone = max(1, len(piece) // 2), len(piece) <= 1
+            continue
+        if result is None:
+            result = np.empty((len(images), *done.shape[1:]), done.dtype)
+        result[start : start + len(piece)] = done
+        start += len(piece)
+    return result
+
+
+def working_bytes(shape: tuple[int, ...]) -> int:
+    """Memory of the card that images of this shape are taken to need.
+
+    Examples
+    --------
+    >>> working_bytes((1, 4096, 4096)) / 2**20
+    1280.0
+    """
+    return prod(shape) * WORKING_BYTES_A_PIXEL + WORKING_BYTES_FIXED
+
+
+def _images_a_piece(images: Images) -> int:
+    share = _usable_bytes() // THREADS_A_CARD - WORKING_BYTES_FIXED
+    an_image = max(1, prod(images.shape[1:]) * WORKING_BYTES_A_PIXEL)
+    return int(min(max(1, share // an_image), max(1, len(images))))
+
+
+def _run_piece(function: Callable[..., Any], piece: Images, args: tuple[Any, ...]) -> Images:
+    """Upload, compute and download on the stream of this thread; the result is in pinned memory."""
+    import cupy
+
+    sent = _pinned(piece.shape, piece.dtype.newbyteorder("="))
+    sent[...] = piece
+    with _stream() as stream:
+        there = cupy.empty(sent.shape, sent.dtype)
+        there.set(sent, stream=stream)
+        result = function(there, *args)
+        back = _pinned(result.shape, result.dtype)
+        result.get(stream=stream, out=back)
+        stream.synchronize()
+    return back
+
+
+def _pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Images:
+    """Host memory that the card reads and writes itself, of CuPy's pool."""
+    import cupy
+
+    n_bytes = max(1, prod(shape) * dtype.itemsize)
+    return np.ndarray(shape, dtype, cupy.cuda.alloc_pinned_memory(n_bytes))
+
+
+_thread = threading.local()
+
+
+def _stream() -> Any:
+    """Return this thread's stream, which waits for no other."""
+    import cupy
+
+    if not hasattr(_thread, "stream"):
+        _thread.stream = cupy.cuda.Stream(non_blocking=True)
+    return _thread.stream
+
+
+class _Memory:
+    """What the pieces on the card may need together; a piece waits until there is room for it."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._taken_bytes = 0
+
+    @contextmanager
+    def reserve(self, n_bytes: int) -> Iterator[None]:
+        """Take so much; at once where nothing else is taken, however much it is."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._fits(n_bytes))
+            self._taken_bytes += n_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken_bytes -= n_bytes
+                self._changed.notify_all()
+
+    def _fits(self, n_bytes: int) -> bool:
+        return self._taken_bytes == 0 or self._taken_bytes + n_bytes <= _usable_bytes()
+
+
+_MEMORY = _Memory()
+
+
+def _usable_bytes() -> int:
+    """Memory that this process can have: what is free, and what its pools hold already."""
+    import cupy
+
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    held = cupy.get_default_memory_pool().total_bytes() + _rmm_pool_bytes()
+    return int(USABLE_SHARE * (free + held))
+
+
+def _rmm_pool_bytes() -> int:
+    """Size of the RMM pool that `emdask.connect` asked for; 0 where there is none."""
+    rmm = sys.modules.get("rmm")
+    size = rmm and getattr(rmm.mr.get_current_device_resource(), "pool_size", None)
+    return int(size()) if size else 0
+
+
+def _total_bytes() -> int:
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[1])
+
+
+def _free_pool() -> None:
+    import cupy
+
+    cupy.get_default_memory_pool().free_all_blocks()
+
+
+def _no_room(images: Images) -> DeviceError:
+    import cupy
+
+    h, w = images.shape[1:]
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    rule = (
+        f"one image of {w} x {h} pixels needs about {working_bytes((1, h, w)):,} bytes of the "
+        f"card's memory, and {free:,} are free"
+    )
+    remedy = 'End what else uses the card, take a larger one, or pass device="cpu" (--device cpu).'
+    return DeviceError(sentence("device", rule, remedy=remedy))
