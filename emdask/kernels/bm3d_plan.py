@@ -91,9 +91,9 @@ class Layout(NamedTuple):
     Parameters
     ----------
     height, width
-        Of the padded image.
+        Of the padded image; rows and columns to spare may lie below and on the right.
     margin
-        Of far grey levels on each side, a multiple of `STEP`.
+        Of far grey levels on each side.
     border
         Rows and columns mirrored on each side, within the margin.
     n_down, n_across
@@ -113,7 +113,7 @@ def lay_out(shape: tuple[int, int], window_px: int) -> Layout:
 
     A few mirrored rows and columns on both sides alike let the reference grid fit the image
     exactly, so that it looks the same from all sides and the result commutes with rotations by 90
-    degrees and with transposition.
+    degrees and with transposition. The margin is a multiple of `STEP`.
 
     Examples
     --------
