@@ -143,7 +143,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it 
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="Worker processes, of one thread each (default: one a core).",
+        help="Worker processes (default: one a core, or one a card).",
         metavar="N",
         show_default=False,
     ),
@@ -231,8 +231,9 @@ def denoise(
     scheduler: Annotated[
         str,
         typer.Option(
-            help="Address of a running Dask scheduler, as tcp://host:8786.",
-            metavar="ADDRESS",
+            help="cuda: a worker for each NVIDIA card; local: for each core; or the address of a "
+            "running Dask scheduler, as tcp://host:8786 (default: cuda where the device is).",
+            metavar="WORD|ADDRESS",
             show_default=False,
         ),
     ] = "",

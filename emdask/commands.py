@@ -7,13 +7,16 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from emdask.backend import count_cards
 from emdask.checks import require, sentence
+from emdask.config import setting
 from emdask.console import (
     Stopwatch,
     bytes_text,
@@ -26,7 +29,7 @@ from emdask.console import (
 )
 from emdask.denoisers import FAMILY, denoise, learn_denoiser
 from emdask.io import check_target, open_stack, save_stack
-from emdask.method import find_method, list_methods
+from emdask.method import Method, find_method, list_methods
 from emdask.variables import BY_NAME
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
@@ -43,17 +46,27 @@ class Workers:
     Parameters
     ----------
     n_workers
-        Worker processes on this machine; None for one a core.
+        Worker processes on this machine; None for one a core, or one a card.
     scheduler
-        Address of a running Dask scheduler, or "" for this machine.
+        Address of a running Dask scheduler; "cuda" for the cards of this machine, "local" for its
+        cores, "" for what the method and the device ask for.
     """
 
     n_workers: int | None = None
     scheduler: str = ""
 
-    def connect(self) -> Any:
+    def connect(self, method: Method, device: str | None) -> Any:
         """Return a Dask client, to be used as a context manager."""
-        return connect_quietly(self.scheduler or "local", n_workers=self.n_workers)
+        on_cards = self._on_cards(method, device or setting("device"))
+        target = self.scheduler or ("cuda" if on_cards else "local")
+        return connect_quietly(target, n_workers=self.n_workers)
+
+    def _on_cards(self, method: Method, device: str) -> bool:
+        """One worker a card, as soon as cards are used: not one a core that all share a card."""
+        if device != "auto":
+            return device == "cuda"
+        able = "cuda" in method.apply and find_spec("dask_cuda") is not None
+        return able and self.n_workers is None and count_cards() > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,10 +298,11 @@ def denoise_files(
     stack = source.open()
     # Before workers start: a wrong parameter or target is to be told at once.
     options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels, **parameters}
-    learns = find_method(FAMILY, method).learn is not None
+    record = find_method(FAMILY, method)
+    learns = record.learn is not None
     clean: Any = None if learns else denoise(stack, method, **options)
     check_target(stack if learns else clean, out, resume=resume, overwrite=overwrite)
-    with workers.connect() as client:
+    with workers.connect(record, device) as client:
         watch = Stopwatch()
         if learns:
             model = learn_denoiser(stack, method, **parameters).compute()

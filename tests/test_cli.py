@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -15,7 +16,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from emdask.backend import why_no_cuda
 from emdask.cli import app, error_text, resume_hint
+from emdask.denoisers.bm3d import METHOD
+from emdask.errors import EmdaskError
 from emdask.io import open_stack, save_stack
 from emdask.method import list_methods
 from emdask.options import parse_value
@@ -406,6 +410,54 @@ def test_a_bad_target_is_refused_before_workers_start(stack_path, make, said, co
     before = files_under(stack_path.parent)
     assert_refused(call(command, stack_path, make(stack_path.parent)), *said)
     assert files_under(stack_path.parent) == before
+
+
+@pytest.fixture
+def bm3d_on_cards(monkeypatch):
+    """A method of both devices."""
+    both = {"cpu": None, "cuda": None}
+    monkeypatch.setattr("emdask.denoisers.bm3d.METHOD", dataclasses.replace(METHOD, apply=both))
+
+
+@pytest.mark.parametrize(
+    ("words", "target"),
+    [
+        ([], "local"),
+        (["--scheduler", "cuda"], "cuda"),
+        (["--scheduler", "tcp://there:8786"], "tcp://there:8786"),
+        (["--device", "cpu"], "local"),
+        (["--device", "cuda"], "cuda"),
+        (["--device", "cuda", "--scheduler", "local"], "local"),
+    ],
+)
+@pytest.mark.parametrize("n_cards", [0, 2])
+def test_who_works(stack_path, bm3d_on_cards, words, target, n_cards, monkeypatch):
+    """Where cards are used, one worker a card; without a word, where there are any."""
+
+    class Asked(EmdaskError):
+        pass
+
+    def ask(target: str, *, n_workers: int | None) -> None:
+        raise Asked(f"{target} {n_workers}")
+
+    monkeypatch.setattr("emdask.commands.connect_quietly", ask)
+    monkeypatch.setattr("emdask.commands.count_cards", lambda: n_cards)
+    monkeypatch.setattr("emdask.commands.find_spec", lambda name: name)
+    command = ["denoise", stack_path, stack_path.parent / "out.zarr", *words]
+    if not words and n_cards:
+        assert call(*command) == (2, "", "emdask: cuda None\n")
+        assert call(*command, "--workers", 3) == (2, "", "emdask: local 3\n")
+    else:
+        assert call(*command) == (2, "", f"emdask: {target} None\n")
+
+
+@pytest.mark.skipif(why_no_cuda() is None, reason="there is a card")
+def test_cards_that_are_not_there_are_told(stack_path, bm3d_on_cards):
+    out = stack_path.parent / "out.zarr"
+    for words in (["--scheduler", "cuda"], ["--device", "cuda"]):
+        assert_refused(call("denoise", stack_path, out, *words), 'connect("cuda"): needs ')
+    assert_refused(call("denoise", stack_path, out, "--scheduler", "cud"), '"cuda"', "got 'cud'")
+    assert not out.exists()
 
 
 def test_options_of_the_input(stack_path):
