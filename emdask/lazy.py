@@ -285,7 +285,8 @@ def _on_cards(device: str) -> Iterator[None]:
         yield
         return
     # Dask's optimisation of arrays forgets the resources that a layer asks for.
-    dask.config.set({"array_optimize": optimize_for_cards})
+    if dask.config.get("array_optimize", ...) is ...:
+        dask.config.set({"array_optimize": optimize_for_cards})
     with dask.annotate(resources=ONE_CARD):
         yield
 
