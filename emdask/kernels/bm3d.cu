@@ -406,20 +406,26 @@ __device__ __forceinline__ void inverse_cosine(float* x) {
   x[7 * GAP] = s0 - d0;
 }
 
-// What a warp works with.
+// What a warp works with; offsets in bytes.
 struct Strip {
   const float* noisy;
   const float* basic;
-  int width;
-  float* turn;          // TURN floats
-  int* places;          // SLOTS (a group of 64: 2 * SLOTS) offsets of blocks in the image
-  int* marks;           // as many: row of the ring times 256, and column of the ring
-  float* ring;
-  int ring_columns;     // a power of two
-  unsigned used;        // bit k: slot k holds a block
-  unsigned paired;      // groups of 64: bit k: slot k holds two
-  int sizes[SLOTS / 8];
+  unsigned upper, lower;    // offset of this lane's pixels in a block of the image
+  float* turn;              // TURN floats
+  const unsigned* places;   // offsets of blocks in the image, two a slot for groups of 64
+  const unsigned* marks;    // as many: row of the ring (offset) << 10, and column (offset)
+  float* ring;              // at this lane's upper pixel of a block in the corner, without the column
+  unsigned column;          // offset of this lane's column
+  unsigned wrap;            // offset of the last column of the ring, which has a power of two of them
+  unsigned below;           // offset of the lower pixel
+  int slot;                 // place of this lane's block in its group
+  int sizes[SLOTS / 8];     // used slots of each group, a power of two or 0
+  bool paired;              // groups of 64: a slot holds two blocks, not one
 };
+
+__device__ __forceinline__ float read_at(const float* image, unsigned offset) {
+  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(image) + offset);
+}
 
 // Haar transform across the slots of each group, as far as its size goes.
 template <int GROUP>
@@ -496,51 +502,81 @@ struct Shape {
   static constexpr bool PAIRS = GROUP > SLOTS;
   static constexpr int IN_SLOTS = PAIRS ? SLOTS : GROUP;
   static constexpr int AT_ONCE = SLOTS / IN_SLOTS;
+  static constexpr int PER_SLOT = PAIRS ? 2 : 1;
+  static constexpr int LEVELS = IN_SLOTS == 8 ? 4 : IN_SLOTS == 16 ? 5 : 6;  // sizes 1, 2, 4 ...
 };
+
+// A number that is known when the code is compiled: registers cannot be indexed by others.
+template <int VALUE>
+struct Number {
+  static constexpr int value = VALUE;
+};
+
+// act(Number<k>()) for all k in [FIRST, STOP).
+template <int FIRST, int STOP, class Act>
+__device__ __forceinline__ void for_each(const Act& act) {
+  if constexpr (FIRST < STOP) {
+    act(Number<FIRST>());
+    for_each<FIRST + 1, STOP>(act);
+  }
+}
+
+// act(Number<group>(), Number<slot>()) for all used slots; sizes are powers of two, so few branches do.
+template <int GROUP, class Act>
+__device__ __forceinline__ void for_used(const int (&sizes)[SLOTS / 8], const Act& act) {
+  using Slots = Shape<GROUP>;
+  for_each<0, Slots::AT_ONCE>([&](auto g) {
+    for_each<0, Slots::LEVELS>([&](auto level) {
+      constexpr int start = level.value ? 1 << level.value >> 1 : 0;
+      if (start < sizes[g.value])
+        for_each<start, 1 << level.value>(
+            [&](auto i) { act(g, Number<g.value * Slots::IN_SLOTS + i.value>()); });
+    });
+  });
+}
 
 // One pixel a lane of all blocks, transformed across blocks.
 template <int GROUP, int PART>
-__device__ __forceinline__ void load_pixels(const Strip& strip, const float* source,
+__device__ __forceinline__ void load_pixels(const Strip& strip, const float* image, unsigned pixel,
                                             float (&v)[SLOTS]) {
+  using Slots = Shape<GROUP>;
 #pragma unroll
-  for (int k = 0; k < SLOTS; k++) {
-    v[k] = 0.0f;
-    if (strip.used >> k & 1) {
-      if (Shape<GROUP>::PAIRS) {
-        const float left = source[strip.places[2 * k]];
-        const float right = strip.paired >> k & 1 ? source[strip.places[2 * k + 1]] : 0.0f;
-        v[k] = PART ? left - right : left + right;
-      } else {
-        v[k] = source[strip.places[k]];
-      }
+  for (int k = 0; k < SLOTS; k++) v[k] = 0.0f;
+  for_used<GROUP>(strip.sizes, [&](auto, auto slot) {
+    constexpr int k = slot.value;
+    if constexpr (Slots::PAIRS) {
+      const float left = read_at(image, strip.places[2 * k] + pixel);
+      const float right = strip.paired ? read_at(image, strip.places[2 * k + 1] + pixel) : 0.0f;
+      v[k] = PART ? left - right : left + right;
+    } else {
+      v[k] = read_at(image, strip.places[k] + pixel);
     }
-  }
-  if (!PART) haar<Shape<GROUP>::IN_SLOTS>(v, strip.sizes);
+  });
+  if (!PART) haar<Slots::IN_SLOTS>(v, strip.sizes);
 }
 
 // Blocks transformed across blocks, "by block".
 template <int GROUP, int PART>
 __device__ __forceinline__ void load_blocks(const Strip& strip, const float* image,
                                             float (&block)[PIXELS]) {
-  const float* source = image + threadIdx.x / BLOCK * strip.width + threadIdx.x % BLOCK;
   float v[SLOTS];
-  load_pixels<GROUP, PART>(strip, source, v);
+  load_pixels<GROUP, PART>(strip, image, strip.upper, v);
   turn_to_blocks(strip.turn, v, block);
-  load_pixels<GROUP, PART>(strip, source + BLOCK / 2 * strip.width, v);
+  load_pixels<GROUP, PART>(strip, image, strip.lower, v);
   turn_to_blocks(strip.turn, v, block + HALF_BLOCK);
 }
 
 // Factors sqrt(1/2) that the Haar transform owes the coefficients of this lane.
 template <int GROUP, int PART>
 __device__ __forceinline__ int missing_level(const Strip& strip) {
+  using Slots = Shape<GROUP>;
   if (PART) return 1;
-  const int slot = threadIdx.x % Shape<GROUP>::IN_SLOTS;
   int size = strip.sizes[0];
 #pragma unroll
-  for (int g = 1; g < Shape<GROUP>::AT_ONCE; g++)
-    if (static_cast<int>(threadIdx.x) / Shape<GROUP>::IN_SLOTS == g) size = strip.sizes[g];
-  const int level = slot ? __ffs(slot) : LANES - 1 - __clz(max(size, 1));
-  return level + (Shape<GROUP>::PAIRS && strip.paired & 1 ? 1 : 0);
+  for (int g = 1; g < Slots::AT_ONCE; g++)
+    if (static_cast<int>(threadIdx.x) >= g * Slots::IN_SLOTS) size = strip.sizes[g];
+  const int level = strip.slot ? __ffs(strip.slot) : LANES - 1 - __clz(max(size, 1));
+  return Slots::PAIRS && strip.paired ? level + 1 : level;
 }
 
 __device__ __forceinline__ float power_of_two(int exponent) {
@@ -627,11 +663,11 @@ __device__ __forceinline__ float filter_slots(const Strip& strip, float threshol
 
 // Add one block, two pixels a lane, to the ring.
 __device__ __forceinline__ void add_to_ring(const Strip& strip, int place, float upper, float lower) {
-  const int mark = strip.marks[place], pitch = strip.ring_columns + RING_PAD;
-  const int column = (mark % 256 + threadIdx.x % BLOCK) & (strip.ring_columns - 1);
-  float* at = strip.ring + (mark / 256 + threadIdx.x / BLOCK) * pitch + column;
-  at[0] += upper;
-  at[BLOCK / 2 * pitch] += lower;
+  const unsigned mark = strip.marks[place];
+  char* at = reinterpret_cast<char*>(strip.ring) + (mark >> 10) +
+             ((mark + strip.column) & strip.wrap);
+  *reinterpret_cast<float*>(at) += upper;
+  *reinterpret_cast<float*>(at + strip.below) += lower;
   // The next block may lie over this one.
   __syncwarp();
 }
@@ -649,38 +685,27 @@ template <int GROUP, bool WIENER>
 __device__ __forceinline__ float filter_groups(const Strip& strip, float threshold, float upper_blend,
                                                float lower_blend) {
   using Slots = Shape<GROUP>;
-  float upper[SLOTS], lower[SLOTS];
-  if (Slots::PAIRS) {
-    float upper_difference[SLOTS], lower_difference[SLOTS];
-    float strength = 0.0f;
-    if (strip.paired & 1)
-      strength = filter_slots<GROUP, 1, WIENER>(strip, threshold, upper_difference, lower_difference);
-    strength += filter_slots<GROUP, 0, WIENER>(strip, threshold, upper, lower);
-    const float weight = weigh<GROUP, WIENER>(strength);
-#pragma unroll
-    for (int k = 0; k < SLOTS; k++) {
-      const float up = upper_blend * weight, low = lower_blend * weight;
-      if (strip.paired >> k & 1) {
-        add_to_ring(strip, 2 * k, up * (upper[k] + upper_difference[k]),
-                    low * (lower[k] + lower_difference[k]));
-        add_to_ring(strip, 2 * k + 1, up * (upper[k] - upper_difference[k]),
-                    low * (lower[k] - lower_difference[k]));
-      } else if (strip.used >> k & 1) {
-        add_to_ring(strip, 2 * k, up * upper[k], low * lower[k]);
-      }
-    }
-    return weight;
-  }
-  const float strength = filter_slots<GROUP, 0, WIENER>(strip, threshold, upper, lower);
+  float upper[SLOTS], lower[SLOTS], upper_difference[SLOTS], lower_difference[SLOTS];
+  float strength = 0.0f;
+  if (Slots::PAIRS && strip.paired)
+    strength = filter_slots<GROUP, 1, WIENER>(strip, threshold, upper_difference, lower_difference);
+  strength += filter_slots<GROUP, 0, WIENER>(strip, threshold, upper, lower);
   const float weight = weigh<GROUP, WIENER>(strength);
-#pragma unroll
-  for (int g = 0; g < Slots::AT_ONCE; g++) {
-    const float here = __shfl_sync(ALL, weight, g * Slots::IN_SLOTS);
+  for_used<GROUP>(strip.sizes, [&](auto group, auto slot) {
+    constexpr int k = slot.value;
+    const float here = __shfl_sync(ALL, weight, group.value * Slots::IN_SLOTS);
     const float up = upper_blend * here, low = lower_blend * here;
-#pragma unroll
-    for (int k = g * Slots::IN_SLOTS; k < (g + 1) * Slots::IN_SLOTS; k++)
-      if (strip.used >> k & 1) add_to_ring(strip, k, up * upper[k], low * lower[k]);
-  }
+    if constexpr (Slots::PAIRS) {
+      const float upper_change = strip.paired ? upper_difference[k] : 0.0f;
+      const float lower_change = strip.paired ? lower_difference[k] : 0.0f;
+      add_to_ring(strip, 2 * k, up * (upper[k] + upper_change), low * (lower[k] + lower_change));
+      if (strip.paired)
+        add_to_ring(strip, 2 * k + 1, up * (upper[k] - upper_change),
+                    low * (lower[k] - lower_change));
+    } else {
+      add_to_ring(strip, k, up * upper[k], low * lower[k]);
+    }
+  });
   return weight;
 }
 
@@ -695,16 +720,15 @@ __device__ __forceinline__ void add_ticks(unsigned long long* to, float ticks) {
   atomicAdd(to, static_cast<unsigned long long>(__float2ll_rn(ticks)));
 }
 
-// Add columns of the ring to the sums and clear them.
-__device__ void flush_ring(const Strip& strip, int top, int n_rows, int first_column, int n_columns,
-                           const Sums& sums) {
-  const int pitch = strip.ring_columns + RING_PAD;
+// Add columns of a ring to the sums and clear them.
+__device__ void flush_ring(float* ring, int ring_columns, int n_rows, int width, int top,
+                           int first_column, int n_columns, const Sums& sums) {
   for (int k = threadIdx.x; k < n_rows * n_columns; k += LANES) {
     const int column = first_column + k % n_columns, row = k / n_columns;
-    float& value = strip.ring[row * pitch + (column & (strip.ring_columns - 1))];
+    float& value = ring[row * (ring_columns + RING_PAD) + (column & (ring_columns - 1))];
     // Blocks never reach outside of the image: what lies there is zero.
     if (value != 0.0f)
-      add_ticks(sums.values + (top + row) * strip.width + column, value * sums.ticks);
+      add_ticks(sums.values + (top + row) * width + column, value * sums.ticks);
     value = 0.0f;
   }
   __syncwarp();
@@ -721,10 +745,10 @@ __device__ __forceinline__ void read_groups(const int* groups, const int* sizes,
   if (g >= rows_left) return;
   const long long here = block + static_cast<long long>(g) * n_across;
   const int size = sizes[here], slot = lane % Slots::IN_SLOTS;
-  const int per_slot = Slots::PAIRS ? 2 : 1;
 #pragma unroll
-  for (int k = 0; k < per_slot; k++)
-    if (per_slot * slot + k < size) place[k] = groups[here * group_size + per_slot * slot + k];
+  for (int k = 0; k < Slots::PER_SLOT; k++)
+    if (Slots::PER_SLOT * slot + k < size)
+      place[k] = groups[here * group_size + Slots::PER_SLOT * slot + k];
 }
 
 template <int GROUP, bool WIENER>
@@ -738,24 +762,34 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
                                              unsigned long long* weights) {
   using Slots = Shape<GROUP>;
   extern __shared__ float4 filter_memory[];
-  const int lane = threadIdx.x, half = window / 2;
+  const int lane = threadIdx.x, half = window / 2, y = lane / BLOCK, x = lane % BLOCK;
   const int row = blockIdx.y * STRIP, strip_rows = min(STRIP, n_rows - row);
-  const int ring_rows = STEP * (STRIP - 1) + BLOCK + 2 * half;
+  const int ring_rows = STEP * (STRIP - 1) + BLOCK + 2 * half, pitch = ring_columns + RING_PAD;
   const int top = margin + STEP * (first_row + row) - half;
+  // A number that the compiler cannot know (it is 0) keeps the address in a register, where otherwise
+  // each use would work it out anew.
+  float* turn = reinterpret_cast<float*>(filter_memory) + __shfl_sync(ALL, 0, 0);
+  unsigned* places = reinterpret_cast<unsigned*>(turn + TURN);
+  unsigned* marks = places + 2 * SLOTS;
+  float* ring = reinterpret_cast<float*>(marks + 2 * SLOTS);
+  for (int k = lane; k < ring_rows * pitch; k += LANES) ring[k] = 0.0f;
+
   Strip strip = {};
   strip.noisy = noisy + blockIdx.z * n_pixels;
   strip.basic = basic + blockIdx.z * n_pixels;
-  strip.width = width;
-  strip.turn = reinterpret_cast<float*>(filter_memory);
-  strip.places = reinterpret_cast<int*>(strip.turn + TURN);
-  strip.marks = strip.places + 2 * SLOTS;
-  strip.ring = reinterpret_cast<float*>(strip.marks + 2 * SLOTS);
-  strip.ring_columns = ring_columns;
+  strip.upper = 4u * (y * width + x);
+  strip.lower = 4u * ((y + BLOCK / 2) * width + x);
+  strip.turn = turn;
+  strip.places = places;
+  strip.marks = marks;
+  strip.ring = ring + y * pitch;
+  strip.column = 4u * x;
+  strip.wrap = 4u * (ring_columns - 1);
+  strip.below = 4u * (BLOCK / 2 * pitch);
+  strip.slot = lane % Slots::IN_SLOTS;
   const Sums sums = {values + blockIdx.z * n_pixels, weights + blockIdx.z * n_pixels,
                      ticks[blockIdx.z]};
-  for (int k = lane; k < ring_rows * (ring_columns + RING_PAD); k += LANES) strip.ring[k] = 0.0f;
-  const float upper_blend = blend[lane / BLOCK] * blend[lane % BLOCK];
-  const float lower_blend = blend[BLOCK / 2 + lane / BLOCK] * blend[lane % BLOCK];
+  const float upper_blend = blend[y] * blend[x], lower_blend = blend[BLOCK / 2 + y] * blend[x];
 
   const int first = static_cast<int>(static_cast<long long>(blockIdx.x) * n_across / gridDim.x);
   const int last = static_cast<int>(static_cast<long long>(blockIdx.x + 1) * n_across / gridDim.x);
@@ -764,45 +798,50 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
   int next[2];
   read_groups<GROUP>(groups, sizes, group_size, corner + first, n_across, strip_rows, next);
   for (int column = first; column < last; column++) {
-    const int reach = margin + STEP * column - half;
-    if (flushed + FLUSHED <= reach) {
-      flush_ring(strip, top, ring_rows, flushed, FLUSHED, sums);
+    if (flushed + FLUSHED <= margin + STEP * column - half) {
+      flush_ring(ring, ring_columns, ring_rows, width, top, flushed, FLUSHED, sums);
       flushed += FLUSHED;
     }
     for (int i = 0; i < strip_rows; i += Slots::AT_ONCE) {
-      int place[2] = {next[0], next[1]};
+      const int place[2] = {next[0], next[1]};
       // Asked for early: the answer is on its way while this group is filtered.
       const bool below = i + Slots::AT_ONCE < strip_rows;
       const int next_row = below ? i + Slots::AT_ONCE : 0, next_column = column + !below;
       if (next_column < last)
         read_groups<GROUP>(groups, sizes, group_size, corner + next_row * n_across + next_column,
                            n_across, strip_rows - next_row, next);
-      strip.used = __ballot_sync(ALL, place[0] >= 0);
-      if (Slots::PAIRS) strip.paired = __ballot_sync(ALL, place[1] >= 0);
+      const unsigned used = __ballot_sync(ALL, place[0] >= 0);
+      strip.paired = Slots::PAIRS && __any_sync(ALL, place[1] >= 0);
 #pragma unroll
-      for (int g = 0; g < Slots::AT_ONCE; g++) {
-        const unsigned mask = Slots::IN_SLOTS == LANES ? ALL : (1u << Slots::IN_SLOTS % LANES) - 1;
-        strip.sizes[g] = __popc(strip.used >> g * Slots::IN_SLOTS & mask);
-      }
-      const int per_slot = Slots::PAIRS ? 2 : 1;
+      for (int g = 0; g < Slots::AT_ONCE; g++)
+        strip.sizes[g] = __popc(used << (LANES - (g + 1) * Slots::IN_SLOTS) >>
+                                (LANES - Slots::IN_SLOTS));
 #pragma unroll
-      for (int k = 0; k < per_slot; k++) {
+      for (int k = 0; k < Slots::PER_SLOT; k++) {
         if (place[k] >= 0) {
-          const int y = place[k] / width, x = place[k] - y * width;
-          strip.places[per_slot * lane + k] = place[k];
-          strip.marks[per_slot * lane + k] = (y - top) * 256 + (x & (ring_columns - 1));
+          const int down = place[k] / width, across = place[k] - down * width;
+          places[Slots::PER_SLOT * lane + k] = 4u * place[k];
+          marks[Slots::PER_SLOT * lane + k] =
+              4u * ((down - top) * pitch) << 10 | 4u * (across & (ring_columns - 1));
         }
       }
       __syncwarp();
-      const float weight =
-          filter_groups<GROUP, WIENER>(strip, threshold, upper_blend, lower_blend);
+      float weight;
+      if (!Slots::PAIRS && used == ALL) {
+        // Sizes that are known when the code is compiled leave no branches.
+        Strip full = strip;
 #pragma unroll
-      for (int k = 0; k < per_slot; k++)
+        for (int g = 0; g < Slots::AT_ONCE; g++) full.sizes[g] = Slots::IN_SLOTS;
+        weight = filter_groups<GROUP, WIENER>(full, threshold, upper_blend, lower_blend);
+      } else {
+        weight = filter_groups<GROUP, WIENER>(strip, threshold, upper_blend, lower_blend);
+      }
+#pragma unroll
+      for (int k = 0; k < Slots::PER_SLOT; k++)
         if (place[k] >= 0) add_ticks(sums.weights + place[k], weight * WEIGHT_TICKS);
-      __syncwarp();
     }
   }
-  flush_ring(strip, top, ring_rows, flushed, ring_columns, sums);
+  flush_ring(ring, ring_columns, ring_rows, width, top, flushed, ring_columns, sums);
 }
 
 }  // namespace
