@@ -33,6 +33,7 @@ ATTRIBUTES = {
     "MaxSharedMemoryPerMultiprocessor": 233472,
     "MaxThreadsPerBlock": host.MAX_THREADS,
     "MultiProcessorCount": 132,
+    "ReservedSharedMemoryPerBlock": 1024,
     "WarpSize": 32,
 }
 
@@ -260,8 +261,9 @@ class Creation:
     def asarray(self, a: Any, dtype: Any = None, order: Any = None, **_: Any) -> Any:
         """The array itself if it is on the card; else a copy."""
         if self._card.has(a):
-            changed = np.asarray(a.view(np.ndarray), dtype, order)
-            if changed.size == 0 or np.shares_memory(changed, a):
+            plain = a.view(np.ndarray)
+            changed = np.asarray(plain, dtype, order)
+            if changed.size == 0 or np.shares_memory(changed, plain):
                 return changed.view(type(a))
         return self.array(a, dtype, order=order or "K")
 

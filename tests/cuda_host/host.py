@@ -168,12 +168,18 @@ def compose_unit(source: str) -> str:
     )
 
 
+def cache_folder() -> Path:
+    """Where what was built is kept for later runs."""
+    folder = Path(tempfile.gettempdir()) / f"emdask-cuda-on-host-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
 def build_library(unit: str, flags: Sequence[str]) -> Path:
     """Build a unit once; its library lies in the temporary folder under the hash of all of it."""
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
     key = "\0".join([unit, HEADER.read_text(), version, *flags])
-    folder = Path(tempfile.gettempdir()) / f"emdask-cuda-on-host-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    folder = cache_folder()
     library = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:

@@ -186,7 +186,7 @@ extern "C" __global__ void unwritten(float* out, unsigned* words) {
 def launch(
     source: str,
     name: str,
-    block: int | Sequence[int],
+    block: Any,
     *arguments: Any,
     grid: Any = 1,
     **options: Any,
