@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
@@ -98,19 +99,30 @@ def plan_zarr(stack: xr.DataArray, folder: Path, name: str, options: Options) ->
     check_cast(stack.dtype, dtype)
     image_bytes = stack.shape[1] * stack.shape[2] * dtype.itemsize
     shard = stack.data.chunks[0][0]
-    compression = options.compression
-    if compression == "auto":
-        # Noise in real numbers does not compress (1.04 times), electron counts do (3 times).
-        compression = "none" if dtype.kind == "f" else "lz4"
+    auto = options.compression == "auto"
     shards = Shards(
         folder=str(folder / name / "images"),
         shape=(stack.shape[0], stack.shape[1], stack.shape[2]),
         dtype=dtype.newbyteorder("<").str,
         shard=shard,
         inner=choose_inner(shard, image_bytes),
-        compression=compression,
+        compression=choose_compression(dtype) if auto else options.compression,
     )
     return ZarrTarget(shards=shards, drafts=str(folder / "drafts"))
+
+
+def choose_compression(dtype: np.dtype[Any]) -> str:
+    """Return the compression for images of that type.
+
+    Noise in real numbers shrinks by a tenth for thrice the time; electron counts shrink to a third
+    (benchmarks/results/codecs.md).
+
+    Examples
+    --------
+    >>> choose_compression(np.dtype("f4")), choose_compression(np.dtype("i1"))
+    ('none', 'lz4')
+    """
+    return "none" if dtype.kind == "f" else "lz4"
 
 
 def choose_inner(shard: int, image_bytes: int) -> int:
