@@ -9,7 +9,7 @@ library, and all images of a batch have the same shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,9 @@ import numpy as np
 from emdask.backend import array_namespace
 from emdask.kernels.bm3d_plan import (
     BLOCK,
+    FAR,
     NEVER_SIMILAR,
+    STEP,
     Layout,
     Profile,
     blend_window,
@@ -47,9 +49,15 @@ class Twin(NamedTuple):
         (shape, window_px) to the plan of the padded images.
     pad_images
         (images, layout) to padded images: (n, h, w) to (n, height, width).
+    slab_rows
+        (n_images, layout) to the most rows of padded pixels whose sums fit into working memory at
+        once.
     band_rows
         (n_images, layout, group_size) to the most rows of reference blocks whose groups fit into
         working memory at once.
+    strip_rows
+        Rows of reference blocks that are added up together. Bands and slabs begin at multiples of
+        it, and so do not show in the result.
     match_blocks
         (guides, layout, rows, window_px, group_size, limit) to groups and sizes. A group holds
         offsets of block corners in the flat padded image, the most similar first and the nearer in
@@ -57,7 +65,7 @@ class Twin(NamedTuple):
         beyond the group's size. Sizes are powers of two; (n, n_blocks) int32. `limit` is the
         largest sum of squared differences of a similar block.
     start_sums
-        (noisy) to what the filters add to, zero.
+        (noisy, part) to what the filters add to, zero; for a slice of the rows of padded images.
     filter_hard
         (noisy, layout, rows, groups, sizes, threshold, window, sums): sets small coefficients to
         zero; `window` weighs the pixels along one side of a block, (BLOCK,).
@@ -70,9 +78,11 @@ class Twin(NamedTuple):
 
     lay_out: Callable[[tuple[int, int], int], Layout]
     pad_images: Callable[[Array, Layout], Array]
+    slab_rows: Callable[[int, Layout], int]
     band_rows: Callable[[int, Layout, int], int]
+    strip_rows: int
     match_blocks: Callable[[Array, Layout, Rows, int, int, float], tuple[Array, Array]]
-    start_sums: Callable[[Array], Any]
+    start_sums: Callable[[Array, slice], Any]
     filter_hard: Callable[[Array, Layout, Rows, Array, Array, float, Array, Any], None]
     filter_wiener: Callable[[Array, Array, Layout, Rows, Array, Array, Array, Any], None]
     finish_sums: Callable[[Any, Layout, Array], Array]
@@ -106,8 +116,9 @@ def denoise_batch(images: Array, sigmas: Array, profile: Profile, twin: Twin) ->
     if chosen.size:
         noisy, units = images[chosen], sigmas[chosen, None, None]
         offsets = noisy.mean(axis=sides, keepdims=True, dtype=np.float64)
-        scaled = ((noisy - offsets) / units).astype(np.float32)
-        estimates = denoise_unit_noise(scaled, profile, twin)
+        scaled = noisy - offsets
+        scaled /= units
+        estimates = denoise_unit_noise(scaled.astype(np.float32), profile, twin)
         result[chosen] = estimates * units.astype(np.float32) + offsets
     return result
 
@@ -146,29 +157,56 @@ def _estimate(
     noisy: Array, basic: Array | None, layout: Layout, profile: Profile, twin: Twin
 ) -> Array:
     """One of the two steps: hard thresholding, or with a basic estimate the Wiener filter."""
-    guide = noisy if basic is None else basic
+    slab_rows = twin.slab_rows(len(noisy), layout)
+    if slab_rows >= layout.height:
+        return _sum_up(noisy, basic, (0, layout.n_down), layout, profile, twin)
+    xp = array_namespace(noisy)
+    estimate = xp.full(noisy.shape, FAR, np.float32)
+    for top in range(0, layout.height, slab_rows):
+        bottom = min(top + slab_rows, layout.height)
+        reaching = _rows_that_reach(top, bottom, profile.window_px // 2, layout, twin.strip_rows)
+        if reaching[0] < reaching[1]:
+            part = _part_of(reaching, layout)
+            slab = _sum_up(noisy, basic, reaching, layout, profile, twin)
+            kept = slice(max(top, part.start), min(bottom, part.stop))
+            estimate[:, kept] = slab[:, kept.start - part.start : kept.stop - part.start]
+    return estimate
+
+
+def _rows_that_reach(top: int, bottom: int, reach: int, layout: Layout, strip_rows: int) -> Rows:
+    """Rows of reference blocks, in whole strips, whose groups may hold pixels of these rows."""
+    first = max(0, -(-(top - layout.margin - reach - BLOCK + 1) // STEP))
+    stop = max(0, (bottom - 1 - layout.margin + reach) // STEP + 1)
+    stop = -(-stop // strip_rows) * strip_rows
+    return first // strip_rows * strip_rows, min(stop, layout.n_down)
+
+
+def _part_of(rows: Rows, layout: Layout) -> slice:
+    """Rows of pixels that the blocks of these rows can reach: a padded image of its own."""
+    beyond = layout.height - STEP * (layout.n_down - 1)
+    return slice(STEP * rows[0], STEP * (rows[1] - 1) + beyond)
+
+
+def _sum_up(
+    noisy: Array, basic: Array | None, rows: Rows, layout: Layout, profile: Profile, twin: Twin
+) -> Array:
+    """A step for some rows of reference blocks, and the rows of pixels that they can reach."""
+    part = _part_of(rows, layout)
+    sums = twin.start_sums(noisy, part)
+    contiguous = array_namespace(noisy).ascontiguousarray
+    noisy = contiguous(noisy[:, part])
+    guide = noisy if basic is None else contiguous(basic[:, part])
+    layout = layout._replace(height=part.stop - part.start, n_down=rows[1] - rows[0])
     group_size = profile.hard_group if basic is None else profile.wiener_group
     distance = profile.hard_distance if basic is None else profile.wiener_distance
     limit = min(distance * BLOCK * BLOCK, NEVER_SIMILAR)
     window = blend_window(profile.window_beta)
-    sums = twin.start_sums(noisy)
-    for rows in _bands(layout.n_down, twin.band_rows(len(noisy), layout, group_size)):
-        groups, sizes = twin.match_blocks(guide, layout, rows, profile.window_px, group_size, limit)
+    most = twin.band_rows(len(noisy), layout, group_size)
+    for first in range(0, layout.n_down, most):
+        band = first, min(first + most, layout.n_down)
+        groups, sizes = twin.match_blocks(guide, layout, band, profile.window_px, group_size, limit)
         if basic is None:
-            twin.filter_hard(noisy, layout, rows, groups, sizes, profile.threshold, window, sums)
+            twin.filter_hard(noisy, layout, band, groups, sizes, profile.threshold, window, sums)
         else:
-            twin.filter_wiener(noisy, basic, layout, rows, groups, sizes, window, sums)
+            twin.filter_wiener(noisy, guide, layout, band, groups, sizes, window, sums)
     return twin.finish_sums(sums, layout, window)
-
-
-def _bands(n_down: int, most: int) -> Iterator[Rows]:
-    """Bands of reference rows, up to `most` in each and about as many in all.
-
-    Examples
-    --------
-    >>> list(_bands(10, 4))
-    [(0, 3), (3, 6), (6, 10)]
-    """
-    n_bands = -(-n_down // most)
-    for band in range(n_bands):
-        yield band * n_down // n_bands, (band + 1) * n_down // n_bands

@@ -98,6 +98,11 @@ class _Announcer(event.Listener):  # type: ignore[misc]
 _announcer = _Announcer()
 
 
+def slab_rows(n_images: int, layout: Layout) -> int:
+    """Most rows of padded pixels whose sums fit into working memory at once: all."""
+    return layout.height
+
+
 def band_rows(n_images: int, layout: Layout, group_size: int) -> int:
     """Most rows of reference blocks whose groups fit into working memory at once."""
     row_bytes = np.dtype(np.int32).itemsize * n_images * layout.n_across * group_size
@@ -131,9 +136,10 @@ def match_blocks(
     return groups, sizes
 
 
-def start_sums(noisy: Floats) -> Sums:
-    """What the filters add to."""
-    return np.zeros(noisy.shape, np.float32), np.zeros(noisy.shape, np.float32)
+def start_sums(noisy: Floats, part: slice) -> Sums:
+    """What the filters add to, zero."""
+    shape = noisy[:, part].shape
+    return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
 
 
 def filter_hard(
@@ -198,7 +204,9 @@ def finish_sums(sums: Sums, layout: Layout, window: Floats) -> Floats:
 TWIN = Twin(
     lay_out=lay_out,
     pad_images=pad_images,
+    slab_rows=slab_rows,
     band_rows=band_rows,
+    strip_rows=1,
     match_blocks=match_blocks,
     start_sums=start_sums,
     filter_hard=filter_hard,

@@ -8,6 +8,7 @@ thread blocks run does not show: the same images give the same bits, in any batc
 from __future__ import annotations
 
 import functools
+import logging
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,11 +32,18 @@ __all__ = [
 ]
 
 Array = Any
+LOGGER = logging.getLogger("emdask")
+
+# As for NVRTC and nvcc.
+OPTIONS = ("-std=c++17", "-ftz=true")
 
 # Working memory of a batch, bytes a pixel: measured as the largest sum of arrays alive at a time.
 PIXEL_BYTES = 64
 BATCH_BYTES = 4 << 30
 GROUP_BYTES = 256 << 20
+# Of sums, weights and what becomes of them; an image that leaves no room is summed up in slabs.
+SUM_BYTES = 24
+LEAST_SLAB_ROWS = 256
 
 # Of `match_blocks` in bm3d.cu: rows and columns of reference blocks that one thread block matches.
 MATCH_ROWS = 3
@@ -52,7 +60,8 @@ TURN_FLOATS = BLOCK * BLOCK // 2 * 36 + 128
 RING_PAD = 8
 FLUSHED_COLUMNS = 16
 GROUP_SIZES = (8, 16, 32, 64)
-# Rows of an image are this far apart, modulo the 32 banks of the cache: rows of a block do not clash.
+# Rows of an image are this far apart, modulo the 32 banks of the cache, so that those of a block do
+# not clash.
 PITCH = 8
 TILE = (32, 8)
 
@@ -89,12 +98,8 @@ def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
 
 
 def _images_at_once(layout: Layout) -> int:
-    import cupy
-
-    pool = cupy.get_default_memory_pool()
-    free = cupy.cuda.Device().mem_info[0] + pool.free_bytes()
     image_bytes = PIXEL_BYTES * layout.height * layout.width
-    return int(max(1, min(BATCH_BYTES, free // 2) // image_bytes))
+    return max(1, min(BATCH_BYTES, _free_bytes() // 2) // image_bytes)
 
 
 def lay_out(shape: tuple[int, int], window_px: int) -> Layout:
@@ -119,10 +124,27 @@ def pad_images(images: Array, layout: Layout) -> Array:
     _launch_pixels(
         "pad_images",
         padded,
-        (cupy.ascontiguousarray(images, np.float32), h, w, layout.height, layout.width)
-        + (*(layout.margin + border for border in layout.border), *layout.border, FAR, padded),
+        (
+            *(cupy.ascontiguousarray(images, np.float32), h, w, layout.height, layout.width),
+            *(layout.margin + border for border in layout.border),
+            *(*layout.border, FAR, padded),
+        ),
     )
     return padded
+
+
+def slab_rows(n_images: int, layout: Layout) -> int:
+    """Most rows of padded pixels whose sums fit into half of the free memory."""
+    rows = _free_bytes() // 2 // (SUM_BYTES * n_images * layout.width)
+    return max(rows, LEAST_SLAB_ROWS)
+
+
+def _free_bytes() -> int:
+    """Memory that is free, or would be if CuPy gave back what it keeps."""
+    import cupy
+
+    free: int = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
+    return free
 
 
 def band_rows(n_images: int, layout: Layout, group_size: int) -> int:
@@ -151,16 +173,10 @@ def match_blocks(
         (-(-layout.n_across // n_columns), -(-n_rows // n_down), n),
         (MATCH_THREADS,),
         (
-            guides,
-            np.int64(guides[0].size),
-            layout.width,
-            layout.margin,
-            rows[0],
-            n_rows,
-            layout.n_across,
-        )
-        + (window_px, n_down, n_columns, group_size, np.float32(limit))
-        + (ranks, offsets, groups, sizes),
+            *(guides, np.int64(guides[0].size), layout.width, layout.margin, rows[0], n_rows),
+            *(layout.n_across, window_px, n_down, n_columns, group_size, np.float32(limit)),
+            *(ranks, offsets, groups, sizes),
+        ),
         _match_bytes(n_down, n_columns, window_px),
     )
     return groups, sizes
@@ -175,7 +191,10 @@ def _shift_tables(device: int, window_px: int, width: int) -> tuple[Array, Array
     places = (shifts + window_px // 2) @ [window_px, 1]
     ranks = np.empty(len(shifts), np.uint16)
     ranks[places] = np.arange(len(shifts))
-    return cupy.asarray(ranks), cupy.asarray((shifts @ [width, 1]).astype(np.int32))
+    tables = cupy.asarray(ranks), cupy.asarray((shifts @ [width, 1]).astype(np.int32))
+    # Other threads use them on streams of their own.
+    cupy.cuda.get_current_stream().synchronize()
+    return tables
 
 
 def _match_tile(window_px: int) -> tuple[int, int]:
@@ -231,15 +250,16 @@ class Sums(NamedTuple):
     ticks: Array
 
 
-def start_sums(noisy: Array) -> Sums:
+def start_sums(noisy: Array, part: slice) -> Sums:
     """What the filters add to, zero."""
     import cupy
 
     largest = cupy.abs(cupy.where(noisy == FAR, np.float32(0), noisy)).max(axis=(1, 2))
+    shape = noisy[:, part].shape
     exponents = cupy.clip(cupy.frexp(largest)[1], -60, 60)
     return Sums(
-        cupy.zeros(noisy.shape, np.uint64),
-        cupy.zeros(noisy.shape, np.uint64),
+        cupy.zeros(shape, np.uint64),
+        cupy.zeros(shape, np.uint64),
         cupy.ldexp(cupy.ones_like(largest), 34 - exponents),
     )
 
@@ -294,9 +314,12 @@ def _filter(
         f"{name}_{min(size for size in GROUP_SIZES if size >= group_size)}",
         (-(-layout.n_across // STRIP_COLUMNS), -(-n_rows // STRIP_ROWS), len(noisy)),
         (32,),
-        (noisy, basic, np.int64(noisy[0].size), layout.width, layout.margin, rows[0], n_rows)
-        + (layout.n_across, window_px, ring_columns, group_size, groups, sizes)
-        + (np.float32(threshold), cupy.asarray(window), sums.ticks, sums.values, sums.weights),
+        (
+            *(noisy, basic, np.int64(noisy[0].size), layout.width, layout.margin, rows[0], n_rows),
+            *(layout.n_across, window_px, ring_columns, group_size, groups, sizes),
+            *(np.float32(threshold), cupy.asarray(window)),
+            *(sums.ticks, sums.values, sums.weights),
+        ),
         4 * (TURN_FLOATS + ring_rows * (ring_columns + RING_PAD)),
     )
 
@@ -349,17 +372,23 @@ def _kernel(device: int, name: str) -> cupy.RawKernel:
 
 @functools.cache
 def _module(device: int) -> cupy.RawModule:
-    """Source, compiled for one card."""
+    """Source, compiled for one card.
+
+    Denormal numbers count as zero: differences of images in units of the noise never are.
+    """
     import cupy
 
+    LOGGER.info("bm3d: compiling for this card, about half a minute, once; kept on disk.")
     source = resources.files("emdask.kernels").joinpath("bm3d.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=("-std=c++17",))
+    return cupy.RawModule(code=source, options=OPTIONS)
 
 
 TWIN = Twin(
     lay_out=lay_out,
     pad_images=pad_images,
+    slab_rows=slab_rows,
     band_rows=band_rows,
+    strip_rows=STRIP_ROWS,
     match_blocks=match_blocks,
     start_sums=start_sums,
     filter_hard=filter_hard,
