@@ -2,14 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TESTS ?= -n 2 --dist worksteal
+# The extra for the card's driver: cuda13 or cuda12.
+CUDA ?= cuda13
+RESULTS := benchmarks/results
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test lint bench gpu docs clean
 
 help:
 	@echo "make demo   install, denoise simulated particles and a micrograph, write emdask-demo/report.html"
 	@echo "make test   install, run every gate and test"
 	@echo "make lint   the gates alone: style, types, imports"
-	@echo "make bench  measure BM3D and the engine beside their peers (PyPI bm3d, if installed)"
+	@echo "make bench  measure BM3D, the engine and the store beside their peers (PyPI bm3d, if installed)"
+	@echo "make gpu    on a machine with an NVIDIA card: its tests and its figures (CUDA=cuda12 for CUDA 12)"
 	@echo "make docs   build docs/_build/index.html"
 
 $(BIN)/python:
@@ -38,6 +42,20 @@ test: lint
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/bm3d.py
+	$(BIN)/python benchmarks/codecs.py
+	$(BIN)/python benchmarks/pipeline.py --device cpu
+
+# Peers are optional: one that cannot be installed is left out of the table.
+gpu: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,$(CUDA)]'
+	-$(BIN)/python -m pip install --quiet 'bm3d-triton[cuda]'
+	-$(BIN)/python -m pip install --quiet bm3d-cupy
+	-$(BIN)/python -m pip install --quiet 'vapoursynth==76' vapoursynth-bm3dcuda
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/bm3d_gpu.py --out $(RESULTS)/bm3d_gpu.md
+	$(BIN)/python benchmarks/pipeline.py --device cuda --out $(RESULTS)/pipeline_gpu.md
+	$(BIN)/python benchmarks/pipeline.py --device cuda --method copy --out $(RESULTS)/pipeline_gpu_copy.md
+	$(BIN)/python benchmarks/codecs.py --out $(RESULTS)/codecs_gpu_machine.md
 
 docs: .venv/installed-dev
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build

@@ -115,6 +115,7 @@ def test_an_error_in_a_thread_is_raised(load: Callable[[str], ModuleType]) -> No
 def test_stages_of_a_card_run_on_the_stand_in(
     load: Callable[[str], ModuleType], cuda_on_host: Any, tmp_path: Path
 ) -> None:
+    cuda_on_host.strict = True
     pipeline = load("pipeline")
     arguments = Namespace(device="cuda", method="copy", images=6, side=16, chunk=2, quick=False)
     vars(arguments).update(dtype="int8", compression="lz4", threads=2, cold=True)
