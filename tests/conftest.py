@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,3 +48,55 @@ def cuda_on_host() -> Iterator[Any]:
 def rng() -> np.random.Generator:
     """Seeded random numbers."""
     return np.random.default_rng(20261122)
+
+
+# --- Where a card is, tests of it run -------------------------------------------------------------
+
+GPU_RUNS = pytest.StashKey[dict[str, bool]]()
+
+
+def visible_card() -> str:
+    """Say how an NVIDIA card shows, be CuPy installed or not; "" where none does."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return ""
+    if nodes := sorted(Path("/dev").glob("nvidia[0-9]*")):
+        return str(nodes[0])
+    if (command := shutil.which("nvidia-smi")) is None:
+        return ""
+    listed = subprocess.run([command, "-L"], capture_output=True, text=True, check=False)
+    cards = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return cards[0] if listed.returncode == 0 and cards else ""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[GPU_RUNS] = {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_teststatus(report: Any, config: pytest.Config) -> Any:
+    """Note of each test of the card whether it ran; also where pytest-xdist runs the tests."""
+    if "gpu" in getattr(report, "keywords", ()):
+        ran = config.stash[GPU_RUNS]
+        ran[report.nodeid] = ran.get(report.nodeid, False) or (
+            report.when == "call" and not report.skipped
+        )
+    return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail where a card shows and tests of it were selected, but every one of them was skipped."""
+    ran = session.config.stash[GPU_RUNS]
+    ok = session.exitstatus == pytest.ExitCode.OK
+    if ok and ran and not any(ran.values()) and visible_card():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    ran = config.stash[GPU_RUNS]
+    if ran and not any(ran.values()) and (card := visible_card()):
+        terminalreporter.write_line(
+            f"FAILED: a card is here ({card}), but all {len(ran)} gpu tests were skipped: "
+            f"{why_no_cuda() or 'see the reasons above'}. Hide the card with "
+            "CUDA_VISIBLE_DEVICES= to do without.",
+            red=True,
+        )
