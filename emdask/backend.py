@@ -186,7 +186,7 @@ def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str
 
     Notes
     -----
-    A piece is taken to need 64 bytes a pixel and 256 MiB. It takes at most a quarter of the memory
+    A piece is taken to need 96 bytes a pixel and 256 MiB. It takes at most a quarter of the memory
     that this process can have of the card, so that four threads work at once, but always one image,
     and waits until the pieces of the other threads leave it that much. Where the method needs more
     than that after all, the piece is halved, down to one image that has the card to itself.

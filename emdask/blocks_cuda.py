@@ -18,9 +18,10 @@ from emdask.errors import DeviceError
 # Threads that share a card: while one computes, one reads and one writes; the fourth is for the
 # stage that is slowest.
 THREADS_A_CARD = 4
-# What a method works in on the card, at most: sixteen float32 images for each image, and what does
-# not grow with their number. BM3D takes about 50 bytes a pixel, and 256 MiB for groups.
-WORKING_BYTES_A_PIXEL = 64
+# What a method works in on the card: 24 float32 images for each image, and what does not grow with
+# their number. BM3D takes 64 bytes a pixel of the padded image, the image before and after, and up
+# to 256 MiB for groups.
+WORKING_BYTES_A_PIXEL = 96
 WORKING_BYTES_FIXED = 256 * 2**20
 # The rest is lost between allocations of unequal sizes.
 USABLE_SHARE = 0.9
@@ -82,7 +83,7 @@ def working_bytes(shape: tuple[int, ...]) -> int:
     Examples
     --------
     >>> working_bytes((1, 4096, 4096)) / 2**20
-    1280.0
+    1792.0
     """
     return prod(shape) * WORKING_BYTES_A_PIXEL + WORKING_BYTES_FIXED
 

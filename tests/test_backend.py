@@ -48,7 +48,7 @@ def _library(images: np.ndarray, params: Scale) -> np.ndarray:
 
 METHOD = Method(params=Scale, apply={"cpu": _scale, "cuda": _scale})
 
-IMAGE_BYTES = 64 * 24 * 20
+IMAGE_BYTES = 96 * 24 * 20
 FIXED_BYTES = 256 * 2**20
 
 
