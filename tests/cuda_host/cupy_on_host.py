@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -36,6 +36,32 @@ ATTRIBUTES = {
     "ReservedSharedMemoryPerBlock": 1024,
     "WarpSize": 32,
 }
+# Of NumPy 2.5's functions, those that CuPy 14.2 has not.
+NOT_IN_CUPY = (
+    *("asmatrix", "block", "bmat", "einsum_path", "errstate", "frompyfunc", "geomspace", "insert"),
+    *(
+        "histogram_bin_edges",
+        "matrix",
+        "matvec",
+        "memmap",
+        "nanpercentile",
+        "nanquantile",
+        "nditer",
+    ),
+    *(
+        "nditer",
+        "ndenumerate",
+        "polyder",
+        "polydiv",
+        "polyint",
+        "spacing",
+        "unstack",
+        "vecdot",
+        "vecmat",
+    ),
+)
+# Of functions of both, parameters that CuPy's do not take.
+NOT_TAKEN = frozenset(("where", "initial", "workers", "orthogonalize"))
 
 
 class CUDARuntimeError(RuntimeError):
@@ -117,13 +143,19 @@ class Card:
         return False
 
 
-def refuse_host_arrays(values: Iterator[Any] | Sequence[Any]) -> None:
+def refuse_host_arrays(values: Iterable[Any]) -> None:
     """CuPy takes scalars beside its own arrays, but no array of NumPy."""
     for value in values:
         if isinstance(value, np.ndarray) and not isinstance(value, ndarray):
             raise TypeError(f"Unsupported type {np.ndarray}")
         if isinstance(value, (list, tuple)):
             refuse_host_arrays(value)
+
+
+def refuse_parameters(kwargs: Iterable[str]) -> None:
+    """CuPy's functions take fewer parameters than those of NumPy and SciPy."""
+    if refused := NOT_TAKEN.intersection(kwargs):
+        raise TypeError(f"got an unexpected keyword argument {refused}")
 
 
 def to_host(value: Any) -> Any:
@@ -161,6 +193,12 @@ class ndarray(np.ndarray):  # type: ignore[type-arg]  # noqa: N801
         refuse_host_arrays([*args, *kwargs.values()])
         plain = {name: to_host(value) for name, value in kwargs.items()}
         return to_card(function(*to_host(args), **plain))
+
+    def __getitem__(self, key: Any) -> Any:
+        return to_card(super().__getitem__(to_host(key)))
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         refuse_host_arrays([value])
@@ -290,12 +328,15 @@ class Creation:
 
 def numpy_attribute(card: Card, name: str) -> Any:
     """What the stand-in has not itself: NumPy's, which takes and returns what the card's does."""
+    if name in NOT_IN_CUPY:
+        raise AttributeError(f"module 'cupy' has no attribute {name!r}")
     found = getattr(np, name)
     if isinstance(found, type) or not callable(found) or not card.strict:
         return found
 
     @functools.wraps(found)
     def on_card(*args: Any, **kwargs: Any) -> Any:
+        refuse_parameters(kwargs)
         refuse_host_arrays([*args, *kwargs.values()])
         plain = {key: to_host(value) for key, value in kwargs.items()}
         result = to_card(found(*to_host(args), **plain))
@@ -574,7 +615,6 @@ def make_cuda(card: Card) -> dict[str, ModuleType]:
         Device=functools.partial(Device, card),
         Event=Event,
         Stream=Stream,
-        OutOfMemoryError=OutOfMemoryError,
         alloc_pinned_memory=alloc_pinned_memory,
         get_current_stream=get_current_stream,
         get_elapsed_time=lambda start, stop: 1e3 * (stop.seconds - start.seconds),
@@ -592,6 +632,7 @@ def make_fourier(card: Card) -> dict[str, ModuleType]:
             return found
 
         def on_card(*args: Any, **kwargs: Any) -> Any:
+            refuse_parameters(kwargs)
             if card.strict:
                 refuse_host_arrays(args)
             result = found(*to_host(args), **kwargs)

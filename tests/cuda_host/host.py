@@ -22,7 +22,7 @@ from tests.cuda_host.guards import GuardedCopy
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 FLAGS = (
-    *("-std=c++17", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions"),
+    *("-std=c++17", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-fno-exceptions"),
     *("-ffp-contract=off", "-fno-math-errno", "-U_FORTIFY_SOURCE"),
     *("-fsanitize=bounds,shift,integer-divide-by-zero", "-fno-sanitize-recover=all"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"),
@@ -264,7 +264,8 @@ class Memory:
         address = array.ctypes.data
         if self._guarded:
             if address not in self._copies:
-                self._copies[address] = GuardedCopy(array, parameter.is_const)
+                plain = array.view(np.ndarray)
+                self._copies[address] = GuardedCopy(plain, parameter.is_const)
             address = self._copies[address].address
         self._arrays.append((parameter.name, address, array.nbytes))
         return address
