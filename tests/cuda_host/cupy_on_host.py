@@ -39,26 +39,9 @@ ATTRIBUTES = {
 # Of NumPy 2.5's functions, those that CuPy 14.2 has not.
 NOT_IN_CUPY = (
     *("asmatrix", "block", "bmat", "einsum_path", "errstate", "frompyfunc", "geomspace", "insert"),
-    *(
-        "histogram_bin_edges",
-        "matrix",
-        "matvec",
-        "memmap",
-        "nanpercentile",
-        "nanquantile",
-        "nditer",
-    ),
-    *(
-        "nditer",
-        "ndenumerate",
-        "polyder",
-        "polydiv",
-        "polyint",
-        "spacing",
-        "unstack",
-        "vecdot",
-        "vecmat",
-    ),
+    *("histogram_bin_edges", "matrix", "matvec", "memmap", "nanpercentile", "nanquantile"),
+    *("ndenumerate", "nditer", "polyder", "polydiv", "polyint", "spacing", "unstack", "vecdot"),
+    "vecmat",
 )
 # Of functions of both, parameters that CuPy's do not take.
 NOT_TAKEN = frozenset(("where", "initial", "workers", "orthogonalize"))
