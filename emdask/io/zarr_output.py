@@ -114,8 +114,8 @@ def plan_zarr(stack: xr.DataArray, folder: Path, name: str, options: Options) ->
 def choose_compression(dtype: np.dtype[Any]) -> str:
     """Return the compression for images of that type.
 
-    Noise in real numbers shrinks by a tenth for thrice the time; electron counts shrink to a third
-    (benchmarks/results/codecs.md).
+    Noise in real numbers shrinks by a seventh at most, for four times the CPU time; electron counts
+    shrink to a third (benchmarks/results/codecs.md).
 
     Examples
     --------
