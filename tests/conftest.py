@@ -25,9 +25,19 @@ def shared_data() -> Path:
     return SHARED
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+DEVICES = ["cpu", "cuda on host", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device in turn; "cuda" skips, with the reason, where there is no card."""
+    """Each device in turn.
+
+    "cuda on host" runs what is written for a card on the host, and is called "cuda"; "cuda" itself
+    skips, with the reason, where there is no card.
+    """
+    if request.param == "cuda on host":
+        request.getfixturevalue("cuda_on_host").strict = True
+        return "cuda"
     if request.param == "cuda" and why_no_cuda() is not None:
         pytest.skip(f"no card: {why_no_cuda()}")
     return str(request.param)

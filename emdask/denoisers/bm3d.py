@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from emdask.backend import array_namespace
 from emdask.checks import check_choice, check_integer, check_number, require
 from emdask.kernels.bm3d_plan import FAST, HIGH_NOISE, NORMAL, WIDEST_WINDOW, Profile
 from emdask.kernels.noise import estimate_sigma, estimate_snr
@@ -112,11 +114,37 @@ def denoise_cpu(images: npt.NDArray[Any], params: BM3D) -> npt.NDArray[np.float3
     """
     from emdask.kernels import bm3d_cpu
 
-    result = np.empty(images.shape, np.float32)
+    return _denoise(images, params, bm3d_cpu.denoise)  # type: ignore[no-any-return]
+
+
+def denoise_cuda(images: Any, params: BM3D) -> Any:
+    """Denoise images with BM3D on one card; see `denoise_cpu`.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w); CuPy.
+    params
+        Parameters.
+
+    Returns
+    -------
+    (n, h, w) float32
+        CuPy.
+    """
+    from emdask.kernels import bm3d_cuda
+
+    return _denoise(images, params, bm3d_cuda.denoise)
+
+
+def _denoise(images: Any, params: BM3D, denoise: Callable[[Any, Any, Profile], Any]) -> Any:
+    """Denoise images whose profiles may differ, by either twin."""
+    xp = array_namespace(images)
+    result = xp.empty(images.shape, np.float32)
     sigmas = known_sigmas(images, params)
     for name, chosen in choose_profiles(images, sigmas, params.profile).items():
         profile = adapt_profile(PROFILES[name], params)
-        result[chosen] = bm3d_cpu.denoise(images[chosen], sigmas[chosen], profile)
+        result[chosen] = denoise(images[chosen], sigmas[chosen], profile)
     return result
 
 
@@ -124,7 +152,7 @@ def known_sigmas(images: Any, params: BM3D) -> Any:
     """Noise of each image in grey levels: given or estimated; (n,)."""
     if params.sigma == "auto":
         return estimate_sigma(images)
-    return np.full(len(images), float(params.sigma))
+    return array_namespace(images).full(len(images), float(params.sigma))
 
 
 def choose_profiles(images: Any, sigmas: Any, profile: str) -> dict[str, Any]:
@@ -133,9 +161,11 @@ def choose_profiles(images: Any, sigmas: Any, profile: str) -> dict[str, Any]:
     Each image is judged on its own, so that the choice does not depend on the chunks.
     """
     if profile != "auto":
-        return {profile: np.arange(len(images))}
+        return {profile: slice(None)}
+    xp = array_namespace(images)
     noisy = estimate_snr(images, sigmas) < HIGH_NOISE_SNR
-    return {"high_noise": np.flatnonzero(noisy), "normal": np.flatnonzero(~noisy)}
+    chosen = {"high_noise": xp.flatnonzero(noisy), "normal": xp.flatnonzero(~noisy)}
+    return {name: which for name, which in chosen.items() if which.size}
 
 
 def adapt_profile(profile: Profile, params: BM3D) -> Profile:
@@ -150,4 +180,4 @@ def adapt_profile(profile: Profile, params: BM3D) -> Profile:
     return profile._replace(**{name: value for name, value in given.items() if value is not None})
 
 
-METHOD = Method(params=BM3D, apply={"cpu": denoise_cpu})
+METHOD = Method(params=BM3D, apply={"cpu": denoise_cpu, "cuda": denoise_cuda})

@@ -364,23 +364,30 @@ def _launch(
 @functools.cache
 def _kernel(device: int, name: str) -> cupy.RawKernel:
     """Kernel that may use all shared memory of the card."""
-    kernel = _module(device).get_function(name)
-    if name.startswith(("match", "filter")):
+    stem, _, group = name.rpartition("_")
+    is_filter = stem in ("filter_hard", "filter_wiener")
+    kernel = _module(device, group if is_filter else "0").get_function(name)
+    if is_filter or name == "match_blocks":
         kernel.max_dynamic_shared_size_bytes = _shared_bytes()[0]
     return kernel
 
 
 @functools.cache
-def _module(device: int) -> cupy.RawModule:
-    """Source, compiled for one card.
+def _module(device: int, only: str) -> cupy.RawModule:
+    """Source with the filters for groups of one size, compiled for one card.
 
     Denormal numbers count as zero: differences of images in units of the noise never are.
     """
     import cupy
 
-    LOGGER.info("bm3d: compiling for this card, about half a minute, once; kept on disk.")
+    _announce()
     source = resources.files("emdask.kernels").joinpath("bm3d.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=OPTIONS)
+    return cupy.RawModule(code=source, options=(*OPTIONS, f"-DONLY={only}"))
+
+
+@functools.cache
+def _announce() -> None:
+    LOGGER.info("bm3d: compiling for this card, about 10 s, once; kept on disk.")
 
 
 TWIN = Twin(

@@ -45,6 +45,8 @@ FAR = np.float32(1e15)
 NEVER_SIMILAR = 1e29
 # Share of a coarse image's frequencies, from zero on, that its estimate decides.
 COARSE_SHARE = 0.8
+# Pixels that a card transforms at once.
+TRANSFORM_PIXELS = 1 << 22
 # Taps of the biorthogonal spline wavelet 1.5 of Cohen, Daubechies and Feauveau, times 128 sqrt(2).
 LOW_TAPS = (3, -3, -22, 22, 128, 128, 22, -22, -3, 3)
 
@@ -276,8 +278,28 @@ def merge_scales(fine: Any, coarse: Any) -> Any:
 
 
 def _to_frequencies(images: Any) -> Any:
-    return fourier_namespace(images).dctn(images, norm="ortho", axes=(-2, -1))
+    return _transform("dctn", images)
 
 
 def _from_frequencies(frequencies: Any) -> Any:
-    return fourier_namespace(frequencies).idctn(frequencies, norm="ortho", axes=(-2, -1))
+    return _transform("idctn", frequencies)
+
+
+def _transform(name: str, images: Any) -> Any:
+    """Orthonormal cosine transform of each image; (n, h, w)."""
+    xp = array_namespace(images)
+    transform = functools.partial(
+        getattr(fourier_namespace(images), name), norm="ortho", axes=(-2, -1)
+    )
+    if xp is np:
+        return transform(images)
+    # The card's library may round otherwise for another number of images: it always gets the same,
+    # so that an image does not depend on those beside it.
+    at_once = max(1, TRANSFORM_PIXELS // (images.shape[-2] * images.shape[-1]))
+    batch = xp.zeros((at_once, *images.shape[-2:]), np.float32)
+    result = xp.empty(images.shape, np.float32)
+    for start in range(0, len(images), at_once):
+        part = images[start : start + at_once]
+        batch[: len(part)] = part
+        result[start : start + at_once] = transform(batch)[: len(part)]
+    return result

@@ -21,8 +21,10 @@ from emdask.method import Method, find_method, list_methods
 from emdask.stack import build_stack
 
 METHODS = list_methods(FAMILY)
-# Largest difference between two runs of one method, relative to the noise, by device.
-TOLERANCE = {"cpu": 1e-5, "cuda": 2e-3}
+# Differences between the devices, relative to the noise: rounding, and where it turns a near tie in
+# a method that chooses, a few pixels by more.
+ROUNDING = 2e-4
+TURNED_TIES = 0.1
 SIGMA = 0.5
 
 
@@ -107,14 +109,23 @@ def test_lowers_the_error(method: str, noisy: np.ndarray, clean: np.ndarray, dev
     assert np.mean((result - clean) ** 2) < 0.5 * np.mean((noisy - clean) ** 2)
 
 
-@pytest.mark.gpu
-def test_devices_agree(method: str, noisy: np.ndarray) -> None:
-    if "cuda" not in record_of(method).apply:
-        pytest.skip(f"{method} has no code for cuda")
-    if why_no_cuda() is not None:
-        pytest.skip(f"no card: {why_no_cuda()}")
-    cpu, cuda = (emdask.denoise(noisy, method, device=d).compute() for d in ("cpu", "cuda"))
-    assert np.abs(cpu - cuda).max() <= TOLERANCE["cuda"] * SIGMA
+def test_devices_agree(method: str, noisy: np.ndarray, device: str) -> None:
+    if device not in record_of(method).apply:
+        pytest.skip(f"{method} has no code for {device}")
+    results = [emdask.denoise(noisy, method, device=d).compute() for d in ("cpu", device)]
+    difference = np.abs(results[1] - results[0]) / SIGMA
+    assert np.median(difference) < ROUNDING
+    assert difference.max() < TURNED_TIES
+
+
+def test_chunks_never_change_the_answer_of_a_device(
+    method: str, noisy: np.ndarray, device: str
+) -> None:
+    if device not in record_of(method).apply:
+        pytest.skip(f"{method} has no code for {device}")
+    whole = emdask.denoise(noisy, method, device=device).compute()
+    parts = da.from_array(noisy, chunks=((2, 3, 1), -1, -1))
+    np.testing.assert_array_equal(emdask.denoise(parts, method, device=device).compute(), whole)
 
 
 def test_a_named_device_never_falls_back(method: str, noisy: np.ndarray) -> None:

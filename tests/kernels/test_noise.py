@@ -11,7 +11,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 from skimage import data
 
-from emdask.kernels.noise import estimate_sigma, estimate_snr
+from emdask.kernels.noise import bisect_median, estimate_sigma, estimate_snr
 
 Floats = npt.NDArray[np.floating]
 SNRS = (0.01, 0.1, 1.0)
@@ -71,3 +71,11 @@ def test_no_noise() -> None:
     np.testing.assert_array_equal(estimate_sigma(images), 0)
     np.testing.assert_array_equal(estimate_snr(images, np.zeros(2)), np.inf)
     np.testing.assert_array_equal(estimate_sigma(np.ones((2, 1, 9))), 0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 7, 100])
+def test_median_by_bisection(m: int, rng: np.random.Generator) -> None:
+    values = np.concatenate(
+        [rng.normal(size=(3, m)) ** 2, np.zeros((1, m)), rng.integers(0, 3, (3, m))]
+    )
+    np.testing.assert_array_equal(bisect_median(values), np.median(values, axis=1))
