@@ -20,6 +20,12 @@ from emdask.backend import why_no_cuda
 from emdask.errors import DeviceError, EmdaskError, MissingLibraryError, ParameterError
 
 
+@pytest.fixture(autouse=True)
+def _no_environment_of_other_clusters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask writes the environment of workers into that of this process, and leaves it there."""
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+
+
 def environ() -> dict[str, str]:
     """Return a worker's environment."""
     return dict(os.environ)
