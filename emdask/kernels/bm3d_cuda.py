@@ -40,6 +40,8 @@ OPTIONS = ("-std=c++17", "-ftz=true")
 # Working memory of a batch, bytes a pixel: measured as the largest sum of arrays alive at a time.
 PIXEL_BYTES = 64
 BATCH_BYTES = 4 << 30
+# Thread blocks along the last side of a grid.
+MOST_IMAGES = 65535
 GROUP_BYTES = 256 << 20
 # Of sums, weights and what becomes of them; an image that leaves no room is summed up in slabs.
 SUM_BYTES = 24
@@ -99,7 +101,7 @@ def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
 
 def _images_at_once(layout: Layout) -> int:
     image_bytes = PIXEL_BYTES * layout.height * layout.width
-    return max(1, min(BATCH_BYTES, _free_bytes() // 2) // image_bytes)
+    return min(max(1, min(BATCH_BYTES, _free_bytes() // 2) // image_bytes), MOST_IMAGES)
 
 
 def lay_out(shape: tuple[int, int], window_px: int) -> Layout:
