@@ -8,7 +8,9 @@
 // Lanes run in a ring that is ascending for order 0 and shuffled by the seed for others. A kernel whose barriers
 // suffice gives the same integers in every order; one that misses a barrier reads what is not yet written.
 //
-// Shared memory is 0xFF (a NaN) at the start of each block. Only one launch at a time runs in a library.
+// What this cannot see: a shuffle or a vote orders memory here as a barrier does, which a card does not promise.
+//
+// Shared memory is 0xFF (a NaN) at the start of each block. The caller runs one launch at a time in a process.
 #pragma once
 
 #include <csetjmp>
@@ -19,11 +21,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <type_traits>
 #include <unistd.h>
-#if !defined(__x86_64__) && !defined(__aarch64__)
+#if !defined(CUDA_HOST_UCONTEXT) && !defined(__x86_64__) && !defined(__aarch64__)
+#define CUDA_HOST_UCONTEXT
+#endif
+#ifdef CUDA_HOST_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -63,10 +68,10 @@ constexpr unsigned char POISON = 0xFF;
 struct Warp;
 
 struct Fibre {
-#if defined(__x86_64__) || defined(__aarch64__)
-    void* stack_pointer;
-#else
+#ifdef CUDA_HOST_UCONTEXT
     ucontext_t context;
+#else
+    void* stack_pointer;
 #endif
     uint3 index;
     unsigned lane;
@@ -113,8 +118,8 @@ static const char* kernel_name;
 static char message[1024];
 static bool failed;
 static sigjmp_buf after_fault;
+static pthread_t launching_thread;
 static char* dynamic_shared;
-static std::mutex only_one_launch;
 // A library has no other variables here, so the linker's names of start and stop bound them all.
 __attribute__((section("cuda_shared"), used, aligned(128))) static char first_shared[128];
 extern "C" {
@@ -134,8 +139,11 @@ constexpr int warpSize = cuda_host::N_LANES;
 
 extern "C" __attribute__((visibility("hidden"))) void cuda_host_enter();
 
-#if defined(__x86_64__)
+#ifndef CUDA_HOST_UCONTEXT
 extern "C" __attribute__((visibility("hidden"))) void cuda_host_switch(void** save, void* resume);
+#endif
+#if defined(CUDA_HOST_UCONTEXT)
+#elif defined(__x86_64__)
 asm(R"(
     .text
     .globl cuda_host_switch
@@ -159,8 +167,7 @@ cuda_host_switch:
     ret
     .size cuda_host_switch, .-cuda_host_switch
 )");
-#elif defined(__aarch64__)
-extern "C" __attribute__((visibility("hidden"))) void cuda_host_switch(void** save, void* resume);
+#else
 asm(R"(
     .text
     .globl cuda_host_switch
@@ -202,37 +209,34 @@ namespace cuda_host {
 inline void switch_to(Fibre* next) {
     Fibre* self = current;
     current = next;
-#if defined(__x86_64__) || defined(__aarch64__)
-    cuda_host_switch(&self->stack_pointer, next->stack_pointer);
-#else
+#ifdef CUDA_HOST_UCONTEXT
     swapcontext(&self->context, &next->context);
+#else
+    cuda_host_switch(&self->stack_pointer, next->stack_pointer);
 #endif
 }
 
 // Makes the fibre start at cuda_host_enter when it is next switched to.
 inline void rewind_fibre(Fibre& fibre, unsigned thread) {
-#if defined(__x86_64__) || defined(__aarch64__)
     // Stacks that all end at the same offset of a page would share a few cache lines.
-    char* top = fibre.stack + STACK_BYTES - (thread % 61) * 64;
-#endif
-#if defined(__x86_64__)
-    void** words = reinterpret_cast<void**>(top);
-    words[-1] = nullptr;
-    words[-2] = reinterpret_cast<void*>(&cuda_host_enter);
-    memset(words - 8, 0, 6 * sizeof(void*));
-    fibre.stack_pointer = words - 8;
-#elif defined(__aarch64__)
-    void** words = reinterpret_cast<void**>(top) - 20;
-    memset(words, 0, 160);
-    words[11] = reinterpret_cast<void*>(&cuda_host_enter);
-    fibre.stack_pointer = words;
-#else
-    (void)thread;
+    const size_t n_bytes = STACK_BYTES - (thread % 61) * 64;
+#if defined(CUDA_HOST_UCONTEXT)
     getcontext(&fibre.context);
     fibre.context.uc_stack.ss_sp = fibre.stack;
-    fibre.context.uc_stack.ss_size = STACK_BYTES;
+    fibre.context.uc_stack.ss_size = n_bytes;
     fibre.context.uc_link = nullptr;
     makecontext(&fibre.context, cuda_host_enter, 0);
+#elif defined(__x86_64__)
+    // From below: six registers, where to return to, where that would return to.
+    void** words = reinterpret_cast<void**>(fibre.stack + n_bytes) - 8;
+    memset(words, 0, 8 * sizeof(void*));
+    words[6] = reinterpret_cast<void*>(&cuda_host_enter);
+    fibre.stack_pointer = words;
+#else
+    void** words = reinterpret_cast<void**>(fibre.stack + n_bytes) - 20;
+    memset(words, 0, 20 * sizeof(void*));
+    words[11] = reinterpret_cast<void*>(&cuda_host_enter);
+    fibre.stack_pointer = words;
 #endif
 }
 
@@ -483,7 +487,11 @@ struct Faults {
     struct sigaction old_segv, old_bus;
     stack_t old_stack;
 
-    static void handle(int, siginfo_t* info, void*) {
+    static void handle(int signal, siginfo_t* info, void*) {
+        if (!pthread_equal(pthread_self(), launching_thread)) {
+            ::signal(signal, SIG_DFL);
+            return;
+        }
         const char* at = static_cast<const char*>(info->si_addr);
         const Place who = place(current);
         if (at >= shared.start && at < shared.memory + SHARED_BYTES + page_bytes())
@@ -538,9 +546,9 @@ inline void run_blocks(const Launch& launch, unsigned n_threads) {
 // Runs all blocks; null, or why the launch ended early.
 template <class Body>
 inline const char* run(const Launch& launch, const char* name, Body& call) {
-    std::lock_guard<std::mutex> lock(only_one_launch);
     const unsigned n_threads = launch.block[0] * launch.block[1] * launch.block[2];
     failed = false;
+    launching_thread = pthread_self();
     kernel_name = name;
     body = [](void* data) { (*static_cast<Body*>(data))(); };
     body_data = &call;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -11,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +53,8 @@ VECTOR_BYTES = {"float2": 8, "float4": 16, "int2": 8, "int4": 16, "uint2": 8, "u
 MAX_THREADS = 1024
 MAX_SHARED_BYTES = 232448
 KERNEL = re.compile(r'extern\s*"C"\s*__global__([^;{]*?)(\w+)\s*\(([^()]*)\)\s*\{')
+# Faults of a launch are caught for the whole process, so launches take turns.
+TURN = threading.Lock()
 FAULT = re.compile(r"0x[0-9a-f]+")
 BOUNDS = re.compile(r"__launch_bounds__\s*\(([^,()]+|[^,]*?\([^()]*\)[^,()]*)(?:,[^)]*)?\)")
 EXTERN_SHARED = re.compile(
@@ -181,16 +185,17 @@ def build_library(unit: str, flags: Sequence[str]) -> Path:
     key = "\0".join([unit, HEADER.read_text(), version, *flags])
     folder = cache_folder()
     library = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
-    if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch) / "kernels"
-            run_compiler([*flags, "-c", "-o", f"{built}.o"], unit)
-            # Linked without the checks' own library: the header has their handlers.
-            subprocess.run(
-                ["g++", "-shared", "-o", f"{built}.so", f"{built}.o", "-Wl,-z,defs"],
-                check=True,
-            )
-            os.replace(f"{built}.so", library)
+    with library.with_suffix(".lock").open("w") as lock:
+        # Another process that builds the same may save this one the work.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                built = Path(scratch) / "kernels"
+                run_compiler([*flags, "-c", "-o", f"{built}.o"], unit)
+                # Linked without the checks' own library: the header has their handlers.
+                link = ["g++", "-shared", "-Wl,-z,defs", "-o", f"{built}.so", f"{built}.o"]
+                subprocess.run(link, check=True)
+                os.replace(f"{built}.so", library)
     return library
 
 
@@ -355,7 +360,8 @@ class Kernel:
             for parameter, argument in zip(self.parameters, arguments, strict=True)
         ]
         pointers = (ctypes.c_void_p * max(1, len(values)))(*(value.ctypes.data for value in values))
-        message = self._run(ctypes.byref(geometry), pointers)
+        with TURN:
+            message = self._run(ctypes.byref(geometry), pointers)
         if message is not None:
             raise LaunchError(memory.explain(message.decode()))
         memory.finish(self.name)
