@@ -55,6 +55,7 @@ MAX_SHARED_BYTES = 232448
 KERNEL = re.compile(r'extern\s*"C"\s*__global__([^;{]*?)(\w+)\s*\(([^()]*)\)\s*\{')
 # Faults of a launch are caught for the whole process, so launches take turns.
 TURN = threading.Lock()
+KERNEL_LINKAGE = re.compile(r'extern\s*"C"\s*__global__')
 FAULT = re.compile(r"0x[0-9a-f]+")
 BOUNDS = re.compile(r"__launch_bounds__\s*\(([^,()]+|[^,]*?\([^()]*\)[^,()]*)(?:,[^)]*)?\)")
 EXTERN_SHARED = re.compile(
@@ -166,9 +167,11 @@ def compose_unit(source: str) -> str:
         write_launcher(name, bound, parameters)
         for name, (bound, parameters) in parse_kernels(source).items()
     ]
-    # Without linkage, shared arrays of templates can lie in the one section as well.
+    # Without linkage, kernels may be called as functions of the C library are, and shared arrays of
+    # templates can lie in the one section as well.
+    inner = KERNEL_LINKAGE.sub("__global__", shared)
     return "\n".join(
-        [f'#include "{HEADER}"', "namespace {", shared, "}", '# 1 "launchers"', *launchers]
+        [f'#include "{HEADER}"', "namespace {", inner, "}", '# 1 "launchers"', *launchers]
     )
 
 

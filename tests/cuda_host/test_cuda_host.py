@@ -412,7 +412,7 @@ def test_geometry_must_fit(grid: Any, block: Any, shared_bytes: int, message: st
     ("source", "message"),
     [
         ('extern "C" __global__ void k(int* out) { int unused; out[0] = 1; }', "unused"),
-        ('extern "C" __global__ void k(int* out) { out[0] = missing; }', "source:1.*missing"),
+        ('extern "C" __global__ void k(int* out) { out[0] = missing; }', ":1:.*missing"),
         ('extern "C" __global__ void k(struct S* out) { }', "no launch can pass"),
         ("__global__ void k(int* out) { out[0] = 1; }", 'must be declared extern "C"'),
     ],
