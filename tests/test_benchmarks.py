@@ -129,6 +129,8 @@ def test_stages_of_a_card_run_on_the_stand_in(
     (_, start_client), (where, _) = pipeline.list_wholes(job)
     assert where == 'connect("cuda"), 2 threads a card'
     assert pipeline.measure_whole(job, start_client).wall_s > 0
+    assert not (tmp_path / "out.zarr").exists()
+    pipeline.run_whole(job)
     read, made = (emdask.open_stack(tmp_path / f"{name}.zarr").values for name in ("in", "out"))
     assert read.dtype == np.int8
     assert made.dtype == np.float32
