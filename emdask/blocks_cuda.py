@@ -89,9 +89,14 @@ def working_bytes(shape: tuple[int, ...]) -> int:
 
 
 def _images_a_piece(images: Images) -> int:
-    share = _usable_bytes() // THREADS_A_CARD - WORKING_BYTES_FIXED
+    share = share_bytes() - WORKING_BYTES_FIXED
     an_image = max(1, prod(images.shape[1:]) * WORKING_BYTES_A_PIXEL)
     return int(min(max(1, share // an_image), max(1, len(images))))
+
+
+def share_bytes() -> int:
+    """Memory of the card that one of the threads that share it may take."""
+    return _usable_bytes() // THREADS_A_CARD
 
 
 def _run_piece(function: Callable[..., Any], piece: Images, args: tuple[Any, ...]) -> Images:

@@ -239,6 +239,7 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
   Cut cut = {fminf(limit, bound_distance(distances, n_shifts, group_size)), 0};
   int listed = list_within<false>(distances, n_shifts, cut, ranks, list);
   if (listed > LIST) {
+    __syncwarp();  // before others write where these did
     cut = find_cut(distances, n_shifts, group_size, limit, ranks);
     listed = list_within<true>(distances, n_shifts, cut, ranks, list);
   }

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from emdask.blocks_cuda import share_bytes
+from emdask.checks import sentence
+from emdask.errors import DeviceError
 from emdask.kernels import bm3d_plan
 from emdask.kernels.bm3d import Rows, Twin, denoise_batch
 from emdask.kernels.bm3d_plan import BLOCK, FAR, NORMAL, STEP, Layout, Profile, search_shifts
@@ -71,8 +74,9 @@ TILE = (32, 8)
 def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
     """Denoise images with BM3D, many at a time.
 
-    The working memory is 64 bytes a pixel of the images that are denoised together, at most 4 GiB
-    and never more than half of what is free, or one image, and up to 256 MiB for groups.
+    The working memory is 64 bytes a pixel of the padded images that are denoised together, which
+    are as many as fit into 4 GiB and into a quarter of the card's free memory, but at least one;
+    and up to 256 MiB for groups. The sums of an image that exceed that quarter are taken in slabs.
 
     Parameters
     ----------
@@ -101,7 +105,7 @@ def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
 
 def _images_at_once(layout: Layout) -> int:
     image_bytes = PIXEL_BYTES * layout.height * layout.width
-    return min(max(1, min(BATCH_BYTES, _free_bytes() // 2) // image_bytes), MOST_IMAGES)
+    return min(max(1, min(BATCH_BYTES, share_bytes()) // image_bytes), MOST_IMAGES)
 
 
 def lay_out(shape: tuple[int, int], window_px: int) -> Layout:
@@ -136,17 +140,9 @@ def pad_images(images: Array, layout: Layout) -> Array:
 
 
 def slab_rows(n_images: int, layout: Layout) -> int:
-    """Most rows of padded pixels whose sums fit into half of the free memory."""
-    rows = _free_bytes() // 2 // (SUM_BYTES * n_images * layout.width)
+    """Most rows of padded pixels whose sums fit into this thread's share of the memory."""
+    rows = share_bytes() // (SUM_BYTES * n_images * layout.width)
     return max(rows, LEAST_SLAB_ROWS)
-
-
-def _free_bytes() -> int:
-    """Memory that is free, or would be if CuPy gave back what it keeps."""
-    import cupy
-
-    free: int = cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes()
-    return free
 
 
 def band_rows(n_images: int, layout: Layout, group_size: int) -> int:
@@ -312,6 +308,11 @@ def _filter(
     window_px = 2 * layout.margin + 1
     ring_columns = 64 if window_px - 1 + BLOCK + FLUSHED_COLUMNS - 1 <= 64 else 128
     ring_rows = STEP * (STRIP_ROWS - 1) + BLOCK + window_px - 1
+    shared_bytes = 4 * (TURN_FLOATS + ring_rows * (ring_columns + RING_PAD))
+    if shared_bytes > (most := _shared_bytes()[0]):
+        rule = f"a window of {window_px} px needs {shared_bytes:,} bytes of shared memory"
+        remedy = f"This card has {most:,}: choose a smaller window_px."
+        raise DeviceError(sentence("bm3d", rule, remedy=remedy))
     _launch(
         f"{name}_{min(size for size in GROUP_SIZES if size >= group_size)}",
         (-(-layout.n_across // STRIP_COLUMNS), -(-n_rows // STRIP_ROWS), len(noisy)),
@@ -322,7 +323,7 @@ def _filter(
             *(np.float32(threshold), cupy.asarray(window)),
             *(sums.ticks, sums.values, sums.weights),
         ),
-        4 * (TURN_FLOATS + ring_rows * (ring_columns + RING_PAD)),
+        shared_bytes,
     )
 
 

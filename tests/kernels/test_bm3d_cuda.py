@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 
 import emdask.kernels
+from emdask.errors import DeviceError
 from emdask.kernels import bm3d_cpu
 from emdask.kernels.bm3d_plan import FAR, FAST, HIGH_NOISE, NORMAL, Profile, blend_window
 from tests.kernels.test_bm3d import scene
@@ -206,7 +207,7 @@ def test_cards_with_less_shared_memory(cuda_on_host: Any, monkeypatch: pytest.Mo
     from emdask.kernels import bm3d_cuda
 
     images = scenes(1, 26, 26)
-    for window_px in (39, 99):
+    for window_px in (39, 95):
         profile = Profile(window_px=window_px)
         expected = bm3d_cuda.denoise(images, np.ones(1), profile)
         for most, in_all in ((65536, 65536), (101376, 102400), (166912, 167936)):
@@ -216,6 +217,16 @@ def test_cards_with_less_shared_memory(cuda_on_host: Any, monkeypatch: pytest.Mo
             result = bm3d_cuda.denoise(images, np.ones(1), profile)
             np.testing.assert_array_equal(result, expected)
         monkeypatch.undo()
+
+
+def test_a_window_too_wide_for_a_card_is_told(
+    cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emdask.kernels import bm3d_cuda
+
+    monkeypatch.setattr(bm3d_cuda, "_shared_bytes", lambda: (65536, 65536, 0))
+    with pytest.raises(DeviceError, match=r"^bm3d: a window of 99 px needs .* smaller window_px"):
+        bm3d_cuda.denoise(scenes(1, 26, 26), np.ones(1), Profile(window_px=99))
 
 
 def test_the_source_goes_with_the_package() -> None:
