@@ -114,13 +114,19 @@ def denoise_batch(images: Array, sigmas: Array, profile: Profile, twin: Twin) ->
     chosen = xp.flatnonzero(sigmas > LEAST_NOISE * contrasts)
     result = images.astype(np.float32)
     if chosen.size:
-        noisy, units = images[chosen], sigmas[chosen, None, None]
-        offsets = noisy.mean(axis=sides, keepdims=True, dtype=np.float64)
-        scaled = noisy - offsets
-        scaled /= units
-        estimates = denoise_unit_noise(scaled.astype(np.float32), profile, twin)
+        units = sigmas[chosen, None, None]
+        offsets = images[chosen].mean(axis=sides, keepdims=True, dtype=np.float64)
+        scaled = _scale(images[chosen], offsets, units)
+        estimates = denoise_unit_noise(scaled, profile, twin)
         result[chosen] = estimates * units.astype(np.float32) + offsets
     return result
+
+
+def _scale(images: Array, offsets: Array, units: Array) -> Array:
+    """Images of mean zero and unit noise; float32, through float64 that is gone afterwards."""
+    scaled = images - offsets
+    scaled /= units
+    return scaled.astype(np.float32)
 
 
 def denoise_unit_noise(noisy: Array, profile: Profile, twin: Twin) -> Array:

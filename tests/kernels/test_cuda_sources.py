@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import hashlib
+import importlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -91,6 +95,50 @@ def test_a_planted_fault_does_not_compile(fault: str) -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_sources_are_for_nvrtc(source: Path) -> None:
     assert find_foreign(source.read_text()) == []
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
+def test_sources_compile_as_cupy_compiles_them(source: Path) -> None:
+    assert not ask_nvrtc(source.read_text(), "-ftz=true")
+
+
+def test_what_nvrtc_refuses_is_told() -> None:
+    assert "vector" in ask_nvrtc("#include <vector>\n" + SOUND)
+    assert not ask_nvrtc(SOUND)
+
+
+def ask_nvrtc(text: str, *options: str) -> str:
+    """Compile a source with NVRTC, which needs no card; what it complains of, or nothing."""
+    libraries = [
+        Path(path) / "lib/libnvrtc.so.13" for path in getattr(nvidia_packages(), "__path__", ())
+    ]
+    library = next((path for path in libraries if path.exists()), None)
+    if library is None:
+        pytest.skip("NVRTC is not installed (nvidia-cuda-nvrtc)")
+    # Found by name when NVRTC asks for its other half.
+    builtins = sorted(library.parent.glob("libnvrtc-builtins.so.*"))[-1]
+    ctypes.CDLL(str(builtins), ctypes.RTLD_GLOBAL)
+    nvrtc = ctypes.CDLL(str(library))
+    program = ctypes.c_void_p()
+    assert not nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), text.encode(), b"source.cu", 0, None, None
+    )
+    arguments = [option.encode() for option in ("-std=c++17", "-arch=sm_90", *options)]
+    array = (ctypes.c_char_p * len(arguments))(*arguments)
+    failed = nvrtc.nvrtcCompileProgram(program, len(arguments), array)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode() if failed else ""
+
+
+def nvidia_packages() -> ModuleType | None:
+    """Where libraries from the package index are: ``nvidia/cu13``."""
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("nvidia.cu13")
+    return None
 
 
 @pytest.mark.parametrize(
