@@ -506,12 +506,8 @@ def describe_job(job: Job) -> list[str]:
         f"method {job.name} on {job.device}",
         "from the disk" if job.is_cold else "from the page cache",
     ]
-    return [
-        describe_machine("emdask", "dask", "zarr", "numpy"),
-        *card_name(job),
-        ", ".join(parts),
-        "",
-    ]
+    machine = ", ".join([describe_machine("emdask", "dask", "zarr", "numpy"), *card_name(job)])
+    return [machine, "", ", ".join(parts), ""]
 
 
 def card_name(job: Job) -> list[str]:
