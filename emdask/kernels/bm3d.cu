@@ -28,10 +28,15 @@ constexpr int SPAN = STEP * (ROWS + 1) + 2;   // rows of pixels that they cover
 constexpr int SIDE_BY_SIDE = 8;               // lanes that share sums; the last two only give
 constexpr int SHIFTS_AT_ONCE = LANES / SIDE_BY_SIDE;
 constexpr int RUNS = 3;                       // parts of a column of shifts, one for a warp each
-constexpr int UNROLLED = 7;                   // shifts of a run before the registers move up
 constexpr int MATCH_WARPS = 8;
 constexpr int LIST = 64;                      // candidates that a warp can sort
-constexpr int N_BINS = 2 * LANES;
+constexpr int STRIDE = 8 * LANES;             // distances that a warp looks at together
+
+// Room for the distances of one reference block: whole strides, the rest of them filled with huge ones;
+// and 4 more, so that lanes side by side write to other banks.
+__device__ __forceinline__ int room_for(int n_shifts) {
+  return (n_shifts + STRIDE - 1) / STRIDE * STRIDE + 4;
+}
 
 // Sums of squared differences of the blocks below each other in this lane, over two or three columns.
 __device__ __forceinline__ void measure(const float (&home)[SPAN][3], const float (*away)[3],
@@ -69,10 +74,12 @@ __device__ __forceinline__ void load_triple(const float* source, float (&triple)
   for (int x = 0; x < 3; x++) triple[x] = source[x];
 }
 
-// Fill the table (n_down x n_columns, n_shifts), shifts in the order of an image.
-__device__ void fill_table(const float* corner, int width, int window, int n_down, int n_columns,
-                           float* table) {
-  const int lane = threadIdx.x % LANES, half = window / 2, n_shifts = window * window;
+// Fill the table (n_down x n_columns, room), shifts in the order of an image. UNROLLED steps of a
+// run are written out, after which the registers move up; WHOLE runs have just as many.
+template <int UNROLLED, bool WHOLE>
+__device__ __forceinline__ void fill_table(const float* corner, int width, int window, int n_down,
+                                           int n_columns, float* table) {
+  const int lane = threadIdx.x % LANES, half = window / 2, room = room_for(window * window);
   const int column = lane % SIDE_BY_SIDE;
   const int n_quads = (window + SHIFTS_AT_ONCE - 1) / SHIFTS_AT_ONCE;
   const int run_length = (window + RUNS - 1) / RUNS;
@@ -84,17 +91,20 @@ __device__ void fill_table(const float* corner, int width, int window, int n_dow
   for (int task = threadIdx.x / LANES; task < n_quads * RUNS; task += MATCH_WARPS) {
     const int dx = task / RUNS * SHIFTS_AT_ONCE + lane / SIDE_BY_SIDE;
     const int first = task % RUNS * run_length;
-    const int n_steps = min(run_length, window - first);
+    const int n_steps = WHOLE ? UNROLLED : min(run_length, window - first);
     const bool stores = dx < window && column < n_columns;
     const float* next = here + (first - half) * width + min(dx, window - 1) - half;
-    float* entry = table + column * n_shifts + first * window + dx;
+    float* entries[ROWS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+      entries[i] = table + (i * n_columns + column) * room + first * window + dx;
     float away[SPAN - 1 + UNROLLED][3];
 #pragma unroll
     for (int row = 0; row < SPAN - 1; row++, next += width) load_triple(next, away[row]);
     for (int start = 0; start < n_steps; start += UNROLLED) {
 #pragma unroll
       for (int k = 0; k < UNROLLED; k++) {
-        if (start + k < n_steps) {
+        if (WHOLE || start + k < n_steps) {
           load_triple(next, away[SPAN - 1 + k]);
           next += width;
           float narrow[ROWS], wide[ROWS];
@@ -103,9 +113,9 @@ __device__ void fill_table(const float* corner, int width, int window, int n_dow
           for (int i = 0; i < ROWS; i++) {
             const float sum = wide[i] + __shfl_down_sync(ALL, wide[i], 1) +
                               __shfl_down_sync(ALL, narrow[i], 2);
-            if (stores && i < n_down) entry[i * n_columns * n_shifts] = sum;
+            if (stores && i < n_down) *entries[i] = sum;
+            entries[i] += window;
           }
-          entry += window;
         }
       }
 #pragma unroll
@@ -123,36 +133,45 @@ __device__ __forceinline__ int sum_over_warp(int value) {
   return value;
 }
 
-// The `rank`-th smallest (from 0) of two numbers a lane: bitonic sort of 64.
-__device__ float pick_of_bins(float even, float odd, int rank) {
-  const int lane = threadIdx.x % LANES;
+// The `rank`-th smallest (from 0) of one or two numbers a lane: bitonic sort.
+template <int EACH>
+__device__ __forceinline__ float pick(float (&v)[EACH], int rank) {
+  const int place = EACH * (threadIdx.x % LANES);
 #pragma unroll
-  for (int size = 2; size <= N_BINS; size *= 2) {
-    const bool rises = (2 * lane & size) == 0;
+  for (int size = 2; size <= EACH * LANES; size *= 2) {
+    const bool rises = (place & size) == 0;
 #pragma unroll
-    for (int gap = size / 2; gap >= 2; gap /= 2) {
-      const bool takes_low = rises == ((2 * lane & gap) == 0);
-      const float even_there = __shfl_xor_sync(ALL, even, gap / 2);
-      const float odd_there = __shfl_xor_sync(ALL, odd, gap / 2);
-      even = takes_low ? fminf(even, even_there) : fmaxf(even, even_there);
-      odd = takes_low ? fminf(odd, odd_there) : fmaxf(odd, odd_there);
+    for (int gap = size / 2; gap >= EACH; gap /= 2) {
+      const bool takes_low = rises == ((place & gap) == 0);
+#pragma unroll
+      for (int i = 0; i < EACH; i++) {
+        const float there = __shfl_xor_sync(ALL, v[i], gap / EACH);
+        v[i] = takes_low ? fminf(v[i], there) : fmaxf(v[i], there);
+      }
     }
-    const float low = fminf(even, odd), high = fmaxf(even, odd);
-    even = rises ? low : high;
-    odd = rises ? high : low;
+    if (EACH == 2) {
+      const float low = fminf(v[0], v[EACH - 1]), high = fmaxf(v[0], v[EACH - 1]);
+      v[0] = rises ? low : high;
+      v[EACH - 1] = rises ? high : low;
+    }
   }
-  return __shfl_sync(ALL, rank % 2 ? odd : even, rank / 2);
+  return __shfl_sync(ALL, rank % EACH ? v[EACH - 1] : v[0], rank / EACH);
 }
 
-// Upper bound of the `group_size`-th smallest distance: shifts are dealt to bins, whose minima are
-// distances too.
-__device__ float bound_distance(const float* distances, int n_shifts, int group_size) {
-  float even = HUGE_DISTANCE, odd = HUGE_DISTANCE;
-  for (int s = threadIdx.x % LANES; s < n_shifts; s += N_BINS) {
-    even = fminf(even, distances[s]);
-    if (s + LANES < n_shifts) odd = fminf(odd, distances[s + LANES]);
+// Upper bound of the `group_size`-th smallest distance: shifts are dealt to bins, EACH a lane, whose
+// minima are distances too.
+template <int EACH>
+__device__ __forceinline__ float bound_distance(const float* distances, int n_shifts,
+                                                int group_size) {
+  float bins[EACH];
+#pragma unroll
+  for (int i = 0; i < EACH; i++) bins[i] = HUGE_DISTANCE;
+  for (int start = threadIdx.x % LANES; start < n_shifts; start += STRIDE) {
+#pragma unroll
+    for (int k = 0; k < STRIDE / LANES; k++)
+      bins[k % EACH] = fminf(bins[k % EACH], distances[start + LANES * k]);
   }
-  return pick_of_bins(even, odd, group_size - 1);
+  return pick<EACH>(bins, group_size - 1);
 }
 
 // Which shifts belong to a group: nearer than the bound, or as near and of no later rank than `last`.
@@ -207,9 +226,14 @@ __device__ int list_within(const float* distances, int n_shifts, const Cut& cut,
   int listed = 0;
   for (int start = 0; start < n_shifts; start += LANES * LANES) {
     unsigned hits = 0;
-    for (int k = 0; k < LANES && start + LANES * k < n_shifts; k++) {
-      const int s = start + LANES * k + lane;
-      if (s < n_shifts && is_within<TIES>(distances[s], s, cut, ranks)) hits |= 1u << k;
+    for (int part = 0; part < LANES && start + LANES * part < n_shifts; part += STRIDE / LANES) {
+      unsigned some = 0;
+#pragma unroll
+      for (int k = 0; k < STRIDE / LANES; k++) {
+        const int s = start + LANES * (part + k) + lane;
+        if (is_within<TIES>(distances[s], s, cut, ranks)) some |= 1u << k;
+      }
+      hits |= some << part;
     }
     const int mine = __popc(hits);
     int until_here = mine;
@@ -236,7 +260,9 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
                             const unsigned short* ranks, const int* offsets, int here,
                             unsigned long long* list, int* group, int* size_of_group) {
   const int lane = threadIdx.x % LANES;
-  Cut cut = {fminf(limit, bound_distance(distances, n_shifts, group_size)), 0};
+  const float bound = group_size <= LANES / 2 ? bound_distance<1>(distances, n_shifts, group_size)
+                                               : bound_distance<2>(distances, n_shifts, group_size);
+  Cut cut = {fminf(limit, bound), 0};
   int listed = list_within<false>(distances, n_shifts, cut, ranks, list);
   if (listed > LIST) {
     __syncwarp();  // before others write where these did
@@ -248,10 +274,11 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
   const unsigned long long first = lane < listed ? list[lane] : none;
   const unsigned long long second = lane + LANES < listed ? list[lane + LANES] : none;
   int first_place = 0, second_place = 0;
-  for (int k = 0; k < listed; k++) {
-    const unsigned long long other = list[k];
-    first_place += other < first;
-    second_place += other < second;
+#pragma unroll 4
+  for (int k = 0; k < listed; k++) first_place += list[k] < first;
+  if (listed > LANES) {
+#pragma unroll 4
+    for (int k = 0; k < listed; k++) second_place += list[k] < second;
   }
   const int size = 1 << (LANES - 1 - __clz(min(listed, group_size)));
   if (lane < listed && first_place < size) group[first_place] = here + offsets[first & 0xffffu];
@@ -265,8 +292,8 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
 }  // namespace
 
 // Groups of similar blocks. Grid: (ceil(n_across / n_columns), ceil(n_rows / n_down), images), 256
-// threads; shared memory: 8 * 64 * 8 bytes and n_down * n_columns * window * window floats; n_down <= 3,
-// n_columns <= 6.
+// threads; shared memory: 8 * 64 * 8 bytes and n_down * n_columns * room floats, with room for
+// window * window distances rounded up to 256s, and 4 more; n_down <= 3, n_columns <= 6.
 //   guides   (images, n_pixels) padded images, rows of `width` pixels; 16 columns and 6 rows beyond the
 //            padded image are read
 //   ranks    (window * window) place of each shift, counted as in an image, in the order nearest first
@@ -278,17 +305,24 @@ match_blocks(const float* guides, long long n_pixels, int width, int margin, int
              const unsigned short* ranks, const int* offsets, int* groups, int* sizes) {
   extern __shared__ unsigned long long match_memory[];
   float* table = reinterpret_cast<float*>(match_memory + MATCH_WARPS * LIST);
-  const int n_shifts = window * window, warp = threadIdx.x / LANES;
+  const int n_shifts = window * window, room = room_for(n_shifts), warp = threadIdx.x / LANES;
   const int left = blockIdx.x * n_columns, top = blockIdx.y * n_down;
   const int corner = (margin + STEP * (first_row + top)) * width + margin + STEP * left;
-  fill_table(guides + blockIdx.z * n_pixels + corner, width, window, n_down, n_columns, table);
+  const float* guide = guides + blockIdx.z * n_pixels + corner;
+  if (window == 39)
+    fill_table<13, true>(guide, width, window, n_down, n_columns, table);
+  else
+    fill_table<7, false>(guide, width, window, n_down, n_columns, table);
+  for (int k = warp; k < n_down * n_columns; k += MATCH_WARPS)
+    for (int s = n_shifts + threadIdx.x % LANES; s < room - 4; s += LANES)
+      table[k * room + s] = HUGE_DISTANCE;
   __syncthreads();
   for (int k = warp; k < n_down * n_columns; k += MATCH_WARPS) {
     const int row = k / n_columns, column = k % n_columns;
     if (top + row >= n_rows || left + column >= n_across) continue;
     const long long block = (static_cast<long long>(blockIdx.z) * n_rows + top + row) * n_across +
                             left + column;
-    write_group(table + k * n_shifts, n_shifts, group_size, limit, ranks, offsets,
+    write_group(table + k * room, n_shifts, group_size, limit, ranks, offsets,
                 corner + STEP * (row * width + column), match_memory + warp * LIST,
                 groups + block * group_size, sizes + block);
   }

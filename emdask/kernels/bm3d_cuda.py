@@ -214,7 +214,8 @@ def _match_tile(window_px: int) -> tuple[int, int]:
 
 def _match_bytes(n_down: int, n_columns: int, window_px: int) -> int:
     """Shared memory of a thread block of `match_blocks`."""
-    return LIST_BYTES + 4 * n_down * n_columns * window_px**2
+    room = -(-(window_px**2) // MATCH_THREADS) * MATCH_THREADS + 4
+    return LIST_BYTES + 4 * n_down * n_columns * room
 
 
 def _shared_bytes() -> tuple[int, int, int]:
