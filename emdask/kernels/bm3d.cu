@@ -458,8 +458,8 @@ struct Strip {
   bool paired;              // groups of 64: a slot holds two blocks, not one
 };
 
-__device__ __forceinline__ float read_at(const float* image, unsigned offset) {
-  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(image) + offset);
+__device__ __forceinline__ float read_at(const char* source, unsigned offset) {
+  return *reinterpret_cast<const float*>(source + offset);
 }
 
 // Haar transform across the slots of each group, as far as its size goes.
@@ -577,16 +577,17 @@ template <int GROUP, int PART>
 __device__ __forceinline__ void load_pixels(const Strip& strip, const float* image, unsigned pixel,
                                             float (&v)[SLOTS]) {
   using Slots = Shape<GROUP>;
+  const char* source = reinterpret_cast<const char*>(image) + pixel;
 #pragma unroll
   for (int k = 0; k < SLOTS; k++) v[k] = 0.0f;
   for_used<GROUP>(strip.sizes, [&](auto, auto slot) {
     constexpr int k = decltype(slot)::value;
     if constexpr (Slots::PAIRS) {
-      const float left = read_at(image, strip.places[2 * k] + pixel);
-      const float right = strip.paired ? read_at(image, strip.places[2 * k + 1] + pixel) : 0.0f;
+      const float left = read_at(source, strip.places[2 * k]);
+      const float right = strip.paired ? read_at(source, strip.places[2 * k + 1]) : 0.0f;
       v[k] = PART ? left - right : left + right;
     } else {
-      v[k] = read_at(image, strip.places[k] + pixel);
+      v[k] = read_at(source, strip.places[k]);
     }
   });
   if (!PART) haar<Slots::IN_SLOTS>(v, strip.sizes);
