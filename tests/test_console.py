@@ -150,7 +150,9 @@ def test_a_scheduler_without_workers_is_told(capsys):
     from distributed import LocalCluster
 
     with (
-        LocalCluster(n_workers=0, dashboard_address=None, processes=False, protocol="tcp") as all_,
+        LocalCluster(
+            n_workers=0, dashboard_address="127.0.0.1:0", processes=False, protocol="tcp"
+        ) as all_,
         connect_quietly(all_.scheduler_address),
     ):
         assert "has no workers yet" in capsys.readouterr().err

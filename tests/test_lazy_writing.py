@@ -135,7 +135,7 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
         LocalCluster(
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster),
