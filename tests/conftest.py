@@ -44,12 +44,14 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def cuda_on_host() -> Iterator[Any]:
+def cuda_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Card of a stand-in for CuPy that runs kernels on the host; see ``cupy_on_host.Card``."""
     from tests.cuda_host import cupy_on_host, host
 
     if (reason := host.why_no_compiler()) is not None:
         pytest.skip(reason)
+    # A card transforms 4 million pixels at once, however few there are: half a second here.
+    monkeypatch.setattr("emdask.kernels.bm3d_plan.TRANSFORM_PIXELS", 1 << 12)
     with cupy_on_host.installed(cupy_on_host.Card()) as card:
         yield card
 

@@ -291,6 +291,7 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
 
 }  // namespace
 
+#if !defined(ONLY) || ONLY == 0
 // Groups of similar blocks. Grid: (ceil(n_across / n_columns), ceil(n_rows / n_down), images), 256
 // threads; shared memory: 8 * 64 * 8 bytes and n_down * n_columns * room floats, with room for
 // window * window distances rounded up to 256s, and 4 more; n_down <= 3, n_columns <= 6.
@@ -327,6 +328,7 @@ match_blocks(const float* guides, long long n_pixels, int width, int margin, int
                 groups + block * group_size, sizes + block);
   }
 }
+#endif
 
 namespace {
 
@@ -892,7 +894,7 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
 //   blend         (8) window of a block along one side
 //   ticks         (images) of the sums to a value of one; a power of two
 //   values, weights  (images, n_pixels) sums of the estimates, and weights of the blocks at their corners
-// ONLY, if defined, is the one GROUP to compile: one pair takes a fifth of the time of all.
+// ONLY, if defined, is the one GROUP to compile, or 0 for all but the filters: a part of the time of all.
 #define FILTER(NAME, GROUP, WIENER, RESIDENT)                                                           \
   extern "C" __global__ void __launch_bounds__(32, RESIDENT)                                            \
   NAME(const float* noisy, const float* basic, long long n_pixels, int width, int margin, int first_row, \
@@ -921,6 +923,7 @@ FILTER(filter_hard_64, 64, false, 8)
 FILTER(filter_wiener_64, 64, true, 8)
 #endif
 
+#if !defined(ONLY) || ONLY == 0
 // ---- Before and after ---------------------------------------------------------------------------
 
 // Mirror the borders of images and surround them with `far`; one thread a pixel of the padded image.
@@ -966,3 +969,4 @@ extern "C" __global__ void divide_sums(const unsigned long long* values, const f
   const float value = static_cast<float>(static_cast<long long>(values[at])) / ticks[blockIdx.z];
   estimates[at] = weight > 0.0f ? value / weight : far;
 }
+#endif

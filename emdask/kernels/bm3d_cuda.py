@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from importlib import resources
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,11 +37,12 @@ __all__ = [
 
 Array = Any
 LOGGER = logging.getLogger("emdask")
+_COMPILING = threading.Lock()
 
 # As for NVRTC and nvcc.
 OPTIONS = ("-std=c++17", "-ftz=true")
 
-# Working memory of a batch, bytes a pixel: measured as the largest sum of arrays alive at a time.
+# Working memory of a batch, bytes a pixel of the padded images; the tests add up what is alive.
 PIXEL_BYTES = 64
 BATCH_BYTES = 4 << 30
 # Thread blocks along the last side of a grid.
@@ -76,7 +78,8 @@ def denoise(images: Array, sigmas: Array, profile: Profile = NORMAL) -> Array:
 
     The working memory is 64 bytes a pixel of the padded images that are denoised together, which
     are as many as fit into 4 GiB and into a quarter of the card's free memory, but at least one;
-    and up to 256 MiB for groups. The sums of an image that exceed that quarter are taken in slabs.
+    and up to 256 MiB for groups and as much for cosine transforms. The sums of an image that exceed
+    that quarter, 24 of the 64 bytes, are taken in slabs; the rest must fit.
 
     Parameters
     ----------
@@ -365,8 +368,14 @@ def _launch(
     _kernel(cupy.cuda.Device().id, name)(grid, block, sized, shared_mem=shared_bytes)
 
 
-@functools.cache
 def _kernel(device: int, name: str) -> cupy.RawKernel:
+    """Kernel that is compiled once, whichever of a card's threads asks for it first."""
+    with _COMPILING:
+        return _load_kernel(device, name)
+
+
+@functools.cache
+def _load_kernel(device: int, name: str) -> cupy.RawKernel:
     """Kernel that may use all shared memory of the card."""
     stem, _, group = name.rpartition("_")
     is_filter = stem in ("filter_hard", "filter_wiener")
@@ -378,7 +387,7 @@ def _kernel(device: int, name: str) -> cupy.RawKernel:
 
 @functools.cache
 def _module(device: int, only: str) -> cupy.RawModule:
-    """Source with the filters for groups of one size, compiled for one card.
+    """Source with the filters for groups of one size, or with all else, compiled for one card.
 
     Denormal numbers count as zero: differences of images in units of the noise never are.
     """
@@ -391,7 +400,7 @@ def _module(device: int, only: str) -> cupy.RawModule:
 
 @functools.cache
 def _announce() -> None:
-    LOGGER.info("bm3d: compiling for this card, about 10 s, once; kept on disk.")
+    LOGGER.info("bm3d: loading its code for this card; the first time that takes about 15 s.")
 
 
 TWIN = Twin(

@@ -45,7 +45,7 @@ FAR = np.float32(1e15)
 NEVER_SIMILAR = 1e29
 # Share of a coarse image's frequencies, from zero on, that its estimate decides.
 COARSE_SHARE = 0.8
-# Pixels that a card transforms at once.
+# Pixels that a card transforms at once: in 100 to 200 MiB of working memory.
 TRANSFORM_PIXELS = 1 << 22
 # Taps of the biorthogonal spline wavelet 1.5 of Cohen, Daubechies and Feauveau, times 128 sqrt(2).
 LOW_TAPS = (3, -3, -22, 22, 128, 128, 22, -22, -3, 3)
@@ -278,28 +278,38 @@ def merge_scales(fine: Any, coarse: Any) -> Any:
 
 
 def _to_frequencies(images: Any) -> Any:
-    return _transform("dctn", images)
+    return _transform("dct", images)
 
 
 def _from_frequencies(frequencies: Any) -> Any:
-    return _transform("idctn", frequencies)
+    return _transform("idct", frequencies)
 
 
 def _transform(name: str, images: Any) -> Any:
-    """Orthonormal cosine transform of each image; (n, h, w)."""
+    """Orthonormal cosine transform, or its inverse, along the last two axes."""
     xp = array_namespace(images)
-    transform = functools.partial(
-        getattr(fourier_namespace(images), name), norm="ortho", axes=(-2, -1)
-    )
+    library = fourier_namespace(images)
     if xp is np:
-        return transform(images)
-    # The card's library may round otherwise for another number of images: it always gets the same,
-    # so that an image does not depend on those beside it.
-    at_once = max(1, TRANSFORM_PIXELS // (images.shape[-2] * images.shape[-1]))
-    batch = xp.zeros((at_once, *images.shape[-2:]), np.float32)
-    result = xp.empty(images.shape, np.float32)
-    for start in range(0, len(images), at_once):
-        part = images[start : start + at_once]
+        return getattr(library, name + "n")(images, norm="ortho", axes=(-2, -1))
+    for _ in range(2):
+        rows = _transform_rows(getattr(library, name), images)
+        images = xp.ascontiguousarray(xp.swapaxes(rows, -1, -2))
+    return images
+
+
+def _transform_rows(transform: Any, images: Any) -> Any:
+    """Transform along the last axis, always as many rows at a time.
+
+    The card's library may round otherwise for another number of rows, and an image must not depend
+    on those beside it; nor on their number how much memory the transform takes.
+    """
+    xp = array_namespace(images)
+    length = images.shape[-1]
+    rows = xp.ascontiguousarray(images, np.float32).reshape(-1, length)
+    result = xp.empty(rows.shape, np.float32)
+    batch = xp.zeros((max(1, TRANSFORM_PIXELS // length), length), np.float32)
+    for start in range(0, len(rows), len(batch)):
+        part = rows[start : start + len(batch)]
         batch[: len(part)] = part
-        result[start : start + at_once] = transform(batch)[: len(part)]
-    return result
+        result[start : start + len(batch)] = transform(batch, norm="ortho", axis=-1)[: len(part)]
+    return result.reshape(images.shape)

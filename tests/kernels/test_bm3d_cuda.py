@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import emdask.kernels
 from emdask.errors import DeviceError
 from emdask.kernels import bm3d_cpu
 from emdask.kernels.bm3d_plan import FAR, FAST, HIGH_NOISE, NORMAL, Profile, blend_window
-from tests.kernels.test_bm3d import scene
+from tests.kernels.test_bm3d import assert_close, scene
 
 Floats = npt.NDArray[np.float32]
 SHARED_NAMES = ("denoise", "match_blocks", "start_sums", "filter_hard", "filter_wiener")
-# Rounding of float32 sums. The same blocks are chosen bit by bit, so nothing can turn.
+# Rounding of float32 sums, where the same blocks are filtered. Equal guides give equal groups bit
+# by bit, but guides that differ by rounding may turn a near tie: whole results meet `assert_close`.
 ROUNDING = 2e-5
 PROFILES = [
     NORMAL,
@@ -69,7 +71,7 @@ def test_equals_the_cpu(twin: Any, shape: tuple[int, int], profile: Profile) -> 
     images = scenes(2, *shape)
     sigmas = np.array([1.0, 0.7])
     expected = bm3d_cpu.denoise(images, sigmas, profile)
-    np.testing.assert_allclose(run(twin, images, sigmas, profile), expected, atol=ROUNDING)
+    assert_close(run(twin, images, sigmas, profile), expected)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 30), (8, 8), (9, 70)])
@@ -77,7 +79,7 @@ def test_equals_the_cpu_on_scraps(twin: Any, shape: tuple[int, int]) -> None:
     images = scenes(3, *shape)
     sigmas = np.array([1.0, 2.0, 0.0])
     expected = bm3d_cpu.denoise(images, sigmas)
-    np.testing.assert_allclose(run(twin, images, sigmas, NORMAL), expected, atol=ROUNDING)
+    assert_close(run(twin, images, sigmas, NORMAL), expected)
 
 
 @pytest.mark.parametrize("group_size", [1, 2, 16, 32, 64])
@@ -134,13 +136,30 @@ def test_filters_add_what_the_cpu_adds(twin: Any, name: str, group_size: int) ->
     np.testing.assert_allclose(estimates[1], estimates[0], atol=ROUNDING)
 
 
+def test_groups_survive_contraction(cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers for cards fuse multiplications and additions; distances leave them no choice."""
+    from tests.cuda_host import host
+
+    fused = tuple(flag.replace("contract=off", "contract=fast") for flag in host.FLAGS)
+    assert fused != host.FLAGS
+    monkeypatch.setattr(host, "FLAGS", fused)
+    host.build.cache_clear()
+    from emdask.kernels import bm3d_cuda
+
+    test_groups_are_those_of_the_cpu(bm3d_cuda, 32, 1e29)
+    images = scenes(1, 30, 31)
+    assert_close(run(bm3d_cuda, images, np.ones(1), NORMAL), bm3d_cpu.denoise(images, np.ones(1)))
+    host.build.cache_clear()
+
+
 def test_strong_contrast_keeps_its_digits(twin: Any) -> None:
     """Sums are integers: their unit follows the image, of noise a millionth of its range too."""
     images = scenes(1, 26, 29) * np.float32(1e5)
     for sigma in (1.0, 1e5):
         expected = bm3d_cpu.denoise(images, np.array([sigma]))
         result = run(twin, images, np.array([sigma]), NORMAL)
-        np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-6 * np.abs(images).max())
+        assert_close(result / sigma, expected / sigma)
+        assert np.median(np.abs(result - expected)) < 1e-6 * np.abs(images).max()
 
 
 def test_neither_batches_nor_slabs_nor_bands_show(
@@ -187,19 +206,21 @@ def test_many_images_are_few_launches(cuda_on_host: Any) -> None:
 def test_memory_is_as_stated(
     cuda_on_host: Any, profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 bytes a pixel of the padded images, and groups."""
+    """64 bytes a pixel of the padded images, whatever NumPy makes in between counted as well."""
     from emdask.kernels import bm3d_cuda
 
     monkeypatch.setattr(bm3d_cuda, "GROUP_BYTES", 1 << 20)
-    monkeypatch.setattr("emdask.kernels.bm3d_plan.TRANSFORM_PIXELS", 1 << 12)
-    images = scenes(6, 64, 64)
-    layout = bm3d_cuda.lay_out((64, 64), profile.window_px)
-    bm3d_cuda.denoise(images[:1], np.ones(1), profile)  # tables that stay
-    before = cuda_on_host.used_bytes
-    cuda_on_host.peak_bytes = before
-    bm3d_cuda.denoise(images, np.ones(6), profile)
-    used = cuda_on_host.peak_bytes - before
-    assert used < bm3d_cuda.PIXEL_BYTES * 6 * layout.height * layout.width + (1 << 20)
+    cuda_on_host.strict = False
+    images = scenes(1, 256, 240)
+    layout = bm3d_cuda.lay_out((256, 240), profile.window_px)
+    bm3d_cuda.denoise(images[:, :32, :32], np.ones(1), profile)  # tables and code that stay
+    tracemalloc.start()
+    bm3d_cuda.denoise(images, np.ones(1), profile)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The images themselves are the caller's; groups and transforms are bounded apart.
+    bounded = (1 << 20) + 64 * (1 << 12)
+    assert peak < bm3d_cuda.PIXEL_BYTES * layout.height * layout.width + bounded
 
 
 def test_cards_with_less_shared_memory(cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
