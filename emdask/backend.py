@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import socket
 from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from emdask.checks import check_choice, sentence
+from emdask.checks import require, sentence
 from emdask.config import setting
 from emdask.errors import DeviceError
 
@@ -56,12 +57,14 @@ def why_no_cuda() -> str | None:
     True
     """
     if importlib.util.find_spec("cupy") is None:
-        return "CuPy is not installed; pip install 'emdask[cuda13]' brings it for CUDA 13"
+        return "CuPy is not installed: pip install 'emdask[cuda13]' or 'emdask[cuda12]'"
     import cupy
 
     try:
         found = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
+        if "InsufficientDriver" in str(error):
+            return "the NVIDIA driver is missing or older than CuPy's CUDA: nvidia-smi shows it"
         return f"the CUDA runtime answers: {error}"
     return None if found else "the CUDA runtime finds no card"
 
@@ -96,7 +99,10 @@ def check_device(device: str | None, method: str, supported: Collection[str]) ->
     'auto'
     """
     device = setting("device") if device is None else device
-    check_choice(method, "device", device, DEVICES)
+    is_numbered = isinstance(device, str) and device.startswith("cuda:")
+    remedy = "Choose cards by CUDA_VISIBLE_DEVICES." if is_numbered else ""
+    rule = f"device must be one of {', '.join(DEVICES)}"
+    require(device in DEVICES, method, rule, device, remedy)
     if device != "auto" and device not in supported:
         raise DeviceError(
             sentence(
@@ -112,7 +118,8 @@ def resolve_device(device: str, supported: Collection[str]) -> str:
     Parameters
     ----------
     device
-        "auto", "cpu" or "cuda"; a device that is named never falls back.
+        "auto", "cpu" or "cuda"; a device that is named never falls back. "auto" takes a card where
+        there is one and the setting ``emdask.cards`` lets it.
     supported
         Devices that the method has code for.
 
@@ -132,11 +139,11 @@ def resolve_device(device: str, supported: Collection[str]) -> str:
     'cpu'
     """
     if device == "auto":
-        return "cuda" if "cuda" in supported and why_no_cuda() is None else "cpu"
+        may = "cuda" in supported and setting("cards")
+        return "cuda" if may and why_no_cuda() is None else "cpu"
     if device == "cuda" and (reason := why_no_cuda()) is not None:
-        raise DeviceError(
-            sentence("device", 'device="cuda" needs an NVIDIA card', remedy=f"Here {reason}.")
-        )
+        remedy = f"On {socket.gethostname()} {reason}."
+        raise DeviceError(sentence("device", 'device="cuda" needs an NVIDIA card', remedy=remedy))
     return device
 
 

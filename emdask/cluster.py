@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import socket
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from urllib.parse import urlsplit
 
 import dask
 
-from emdask.backend import CARD_RESOURCE, count_cards, why_no_cuda
+from emdask.backend import CARD_RESOURCE, count_cards, resolve_device, why_no_cuda
 from emdask.blocks_cuda import THREADS_A_CARD
 from emdask.checks import check_integer, check_number, require, sentence
 from emdask.errors import DeviceError, EmdaskError, MissingLibraryError
@@ -38,9 +39,10 @@ def connect(
     Parameters
     ----------
     target
-        "local" starts worker processes on this machine, "cuda" one for each of its NVIDIA cards (in
-        a script, call it under ``if __name__ == "__main__":``, because they import the script);
-        "tcp://host:8786" or "tls://..." joins a running scheduler.
+        "local" starts worker processes on this machine, for which ``device="auto"`` is the CPU;
+        "cuda" starts one for each of its NVIDIA cards (in a script, call it under ``if __name__ ==
+        "__main__":``, because they import the script); "tcp://host:8786" or "tls://..." joins a
+        running scheduler.
     n_workers
         Worker processes of a cluster started here; None for one a core, or one a card.
     threads_per_worker
@@ -84,12 +86,15 @@ def connect(
     >>> with connect("local", n_workers=1) as client:  # doctest: +SKIP
     ...     emdask.save_stack(emdask.denoise(stack), "clean.zarr")
     """
-    remote = target.startswith(("tcp://", "tls://"))
+    remote = isinstance(target, str) and target.startswith(("tcp://", "tls://"))
     rule = 'target must be "local", "cuda" or a scheduler\'s address such as tcp://host:8786'
-    require(remote or target in ("local", "cuda"), "connect", rule, target)
+    require(remote or target in ("local", "cuda"), "connect", rule, target, _meant(target))
     if remote:
-        for given in (n_workers, threads_per_worker):
-            require(given is None, "connect", "a running scheduler has its own workers", given)
+        rule = "a running scheduler has its own workers"
+        remedy = "Leave out n_workers (--workers)."
+        require(n_workers is None, "connect", rule, n_workers, remedy)
+        remedy = "Leave out threads_per_worker."
+        require(threads_per_worker is None, "connect", rule, threads_per_worker, remedy)
     if target != "cuda":
         rule = 'rmm_pool_GiB is for connect("cuda")'
         require(rmm_pool_GiB is None, "connect", rule, rmm_pool_GiB)
@@ -101,39 +106,48 @@ def connect(
     return client
 
 
+def _meant(target: object) -> str:
+    """Remedy for an address without its protocol."""
+    is_address = isinstance(target, str) and re.fullmatch(r"[\w.-]+:\d+", target)
+    return f"Did you mean tcp://{target}?" if is_address else ""
+
+
 def _start(n_workers: int | None, threads_per_worker: int | None) -> Any:
     from distributed import Client
 
-    n_workers = len(os.sched_getaffinity(0)) if n_workers is None else n_workers
-    threads_per_worker = 1 if threads_per_worker is None else threads_per_worker
     _check_counts(n_workers, threads_per_worker)
+    # Not one card for all of them.
+    config = {"emdask": {**dask.config.get("emdask"), "cards": False}}
     with dask.config.set({"distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT}):
         # A client that starts its own cluster also closes it.
         return Client(
-            n_workers=n_workers,
-            threads_per_worker=threads_per_worker,
+            n_workers=len(os.sched_getaffinity(0)) if n_workers is None else n_workers,
+            threads_per_worker=1 if threads_per_worker is None else threads_per_worker,
             dashboard_address=DASHBOARD,
+            config=config,
         )
 
 
-def _check_counts(n_workers: int, threads_per_worker: int) -> None:
-    check_integer("connect", "n_workers", n_workers, 1)
-    check_integer("connect", "threads_per_worker", threads_per_worker, 1)
+def _check_counts(n_workers: int | None, threads_per_worker: int | None) -> None:
+    for name, given in (("n_workers", n_workers), ("threads_per_worker", threads_per_worker)):
+        if given is not None:
+            check_integer("connect", name, given, 1)
 
 
 def _start_on_cards(
     n_workers: int | None, threads_per_worker: int | None, rmm_pool_GiB: float | None
 ) -> Any:
+    _check_counts(n_workers, threads_per_worker)
+    if rmm_pool_GiB is not None:
+        check_number("connect", "rmm_pool_GiB", rmm_pool_GiB, 2**-10)
     n_cards = _count_cards(needs_rmm=rmm_pool_GiB is not None)
     n_workers = n_cards if n_workers is None else n_workers
     n_threads = THREADS_A_CARD if threads_per_worker is None else threads_per_worker
-    _check_counts(n_workers, n_threads)
     cards = "1 card" if n_cards == 1 else f"{n_cards} cards"
     rule = f"n_workers must be at most the number of cards, one a worker; here: {cards}"
     require(n_workers <= n_cards, "connect", rule, n_workers)
     pool: dict[str, Any] = {}
     if rmm_pool_GiB is not None:
-        check_number("connect", "rmm_pool_GiB", rmm_pool_GiB, 2**-10)
         # Without the second argument CuPy would go on with its own pool beside RMM's.
         n_bytes = int(rmm_pool_GiB * 2**30)
         pool = {"rmm_pool_size": n_bytes, "rmm_allocator_external_lib_list": ["cupy"]}
@@ -163,8 +177,28 @@ def _count_cards(*, needs_rmm: bool) -> int:
             rule = f"needs {library.replace('_', '-')}, which is not installed"
             raise MissingLibraryError(sentence(what, rule, remedy=remedy))
     if (reason := why_no_cuda()) is not None:
-        raise DeviceError(sentence(what, "needs an NVIDIA card", remedy=f"Here {reason}."))
+        remedy = f"On {socket.gethostname()} {reason}."
+        raise DeviceError(sentence(what, "needs an NVIDIA card", remedy=remedy))
     return count_cards()
+
+
+def require_cards(client: Any) -> None:
+    """Fail now where work for ``device="cuda"`` would fail later, for want of a card.
+
+    Parameters
+    ----------
+    client
+        Of `connect`. Those of its workers that declare a card are asked, or all where none does.
+
+    Raises
+    ------
+    DeviceError
+        Naming the host that cannot use a card.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    declared = [key for key, worker in workers.items() if worker["resources"].get(CARD_RESOURCE)]
+    if workers:
+        client.run(resolve_device, "cuda", ("cuda",), workers=declared or list(workers))
 
 
 def _own(cluster: Any) -> Any:

@@ -16,6 +16,7 @@ import xarray as xr
 
 from emdask.backend import count_cards
 from emdask.checks import require, sentence
+from emdask.cluster import require_cards
 from emdask.config import setting
 from emdask.console import (
     Stopwatch,
@@ -57,7 +58,14 @@ class Workers:
 
     def connect(self, method: Method, device: str | None) -> Any:
         """Return a Dask client, to be used as a context manager."""
-        on_cards = self._on_cards(method, device or setting("device"))
+        device = device or setting("device")
+        if self.scheduler == "cuda":
+            remedy = "Leave out --scheduler cuda."
+            rule = "cuda needs a method with code for cards; emdask methods shows what runs where"
+            require("cuda" in method.apply, "--scheduler", rule, remedy=remedy)
+            rule = "cuda does not go with --device cpu"
+            require(device != "cpu", "--scheduler", rule, remedy=remedy)
+        on_cards = self._on_cards(method, device)
         target = self.scheduler or ("cuda" if on_cards else "local")
         return connect_quietly(target, n_workers=self.n_workers)
 
@@ -66,7 +74,7 @@ class Workers:
         if device != "auto":
             return device == "cuda"
         able = "cuda" in method.apply and find_spec("dask_cuda") is not None
-        return able and self.n_workers is None and count_cards() > 0
+        return able and self.n_workers is None and setting("cards") and count_cards() > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,6 +311,9 @@ def denoise_files(
     clean: Any = None if learns else denoise(stack, method, **options)
     check_target(stack if learns else clean, out, resume=resume, overwrite=overwrite)
     with workers.connect(record, device) as client:
+        if (device or setting("device")) == "cuda":
+            # Before the output is begun: what is left of it would stand in the way of the next try.
+            require_cards(client)
         watch = Stopwatch()
         if learns:
             model = learn_denoiser(stack, method, **parameters).compute()

@@ -4,7 +4,9 @@
 key                  default  meaning
 ==================== ======== ==================================================================
 ``device``           "auto"   where kernels run: "auto", "cpu" or "cuda"
-``chunk-min-MiB``    2        smallest chunk that ``chunks="auto"`` makes: half a second of work
+``cards``            True     whether "auto" may use a card in this process; False in the workers
+                              of ``connect("local")``, which would all take the first card
+``chunk-min-MiB``    2        smallest chunk that ``chunks="auto"`` makes: about a second of BM3D
 ``chunk-max-MiB``    256      largest: a 10 TB stack is then 40,000 tasks
 ``chunks-per-stack`` 1024     chunks aimed at between the two limits
 ==================== ======== ==================================================================
@@ -21,6 +23,7 @@ import dask.config
 
 DEFAULTS: dict[str, Any] = {
     "device": "auto",
+    "cards": True,
     "chunk-min-MiB": 2,
     "chunk-max-MiB": 256,
     "chunks-per-stack": 1024,

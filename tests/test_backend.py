@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import threading
 import time
+import weakref
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +91,8 @@ def images(rng: np.random.Generator) -> np.ndarray:
 def test_devices_are_three_words() -> None:
     with pytest.raises(ParameterError, match="device must be one of auto, cpu, cuda; got 'gpu'"):
         check_device("gpu", "bm3d", {"cpu"})
+    with pytest.raises(ParameterError, match=r"got .cuda:1.\. Choose cards by CUDA_VISIBLE"):
+        check_device("cuda:1", "bm3d", {"cpu", "cuda"})
 
 
 def test_the_default_device_is_a_setting() -> None:
@@ -106,11 +110,39 @@ def test_a_method_without_cuda_code_says_so() -> None:
 
 def test_no_card_is_an_error_when_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("emdask.backend.why_no_cuda", lambda: "there is none")
-    with pytest.raises(DeviceError, match=r"NVIDIA card. Here there is none"):
+    with pytest.raises(DeviceError, match=rf"NVIDIA card. On {socket.gethostname()} there is none"):
         resolve_device("cuda", {"cpu", "cuda"})
     assert resolve_device("auto", {"cpu", "cuda"}) == "cpu"
     with pytest.raises(DeviceError):
         emdask.denoise(np.ones((1, 4, 4), "f4"), Scale(), device="cuda").compute()
+
+
+def test_auto_takes_a_card_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    import dask
+
+    monkeypatch.setattr("emdask.backend.why_no_cuda", lambda: None)
+    assert resolve_device("auto", {"cpu", "cuda"}) == "cuda"
+    assert resolve_device("auto", {"cpu"}) == "cpu"
+    with dask.config.set({"emdask.cards": False}):
+        assert resolve_device("auto", {"cpu", "cuda"}) == "cpu"
+        assert resolve_device("cuda", {"cpu", "cuda"}) == "cuda"
+
+
+def test_an_old_driver_is_told_with_a_remedy(
+    cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    def fail() -> int:
+        raise cupy.cuda.runtime.CUDARuntimeError(
+            "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime "
+            "version"
+        )
+
+    monkeypatch.setattr(cupy.cuda.runtime, "getDeviceCount", fail)
+    assert why_no_cuda.__wrapped__() == (
+        "the NVIDIA driver is missing or older than CuPy's CUDA: nvidia-smi shows it"
+    )
 
 
 def test_both_devices_give_one_answer(device: str) -> None:
@@ -270,6 +302,141 @@ def test_large_images_take_turns(card: Any, images: np.ndarray) -> None:
     for i, result in enumerate(run_threads(3, double, images)):
         np.testing.assert_array_equal(result, 2 * (images + i))
     assert most == 1
+
+
+def wait_until(true: Any) -> None:
+    """Wait for a state that another thread brings about; half a minute is never needed."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_small_pieces_do_not_overtake_a_large_one(
+    card: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the one on the card there is room for a small piece, but the large one came first."""
+    from emdask import blocks_cuda
+
+    monkeypatch.setattr(blocks_cuda, "WORKING_BYTES_FIXED", 0)
+    card.free_bytes = int(4 * IMAGE_BYTES / 0.9) + 64
+    small, large = rng.normal(size=(1, 24, 20)), rng.normal(size=(1, 48, 40))
+    leave = threading.Event()
+    order: list[tuple[int, ...]] = []
+
+    def stay(there: Any) -> Any:
+        order.append(there.shape)
+        assert leave.wait(30)
+        return there
+
+    def pass_by(there: Any) -> Any:
+        order.append(there.shape)
+        return there
+
+    def start(function: Any, images: np.ndarray) -> threading.Thread:
+        thread = threading.Thread(target=on_device, args=(function, images, "cuda"))
+        thread.start()
+        return thread
+
+    threads = [start(stay, small)]
+    wait_until(lambda: order)
+    for n_before, images in enumerate((large, small)):
+        threads.append(start(pass_by, images))
+        wait_until(lambda n=n_before: order[1:] or len(blocks_cuda._MEMORY._waiting) > n)
+    leave.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == [small.shape, large.shape, small.shape]
+
+
+def test_after_an_image_that_had_the_card_to_itself_others_come(
+    card: Any, images: np.ndarray
+) -> None:
+    """The first image has it; while the second is there, another thread's come and go."""
+    beside: list[np.ndarray] = []
+    counts: list[int] = []
+
+    def double(there: Any) -> Any:
+        xp = array_namespace(there)
+        counts.append(len(there))
+        if len(counts) <= 2:
+            raise xp.cuda.memory.OutOfMemoryError(1, 1)
+        if len(counts) == 4:
+            beside.extend(run_threads(1, Sizes(), images))
+        return xp.multiply(there, 2, dtype=xp.float32)
+
+    result = on_device(double, images[:3], device="cuda")
+    np.testing.assert_array_equal(result, 2 * images[:3])
+    np.testing.assert_array_equal(beside[0], 2 * images)
+    assert counts == [3, 1, 1, 1, 1]
+
+
+def test_a_thread_has_two_pinned_buffers(
+    card: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cupy
+
+    allocate = cupy.cuda.alloc_pinned_memory
+    alive: set[int] = set()
+    most = 0
+
+    def count(n_bytes: int) -> memoryview:
+        nonlocal most
+        buffer: memoryview = allocate(n_bytes)
+        alive.add(id(buffer.obj))
+        most = max(most, len(alive))
+        weakref.finalize(buffer.obj, alive.remove, id(buffer.obj))
+        return buffer
+
+    monkeypatch.setattr(cupy.cuda, "alloc_pinned_memory", count)
+    card.free_bytes = free_for(3)
+    on_device(Sizes(), images, device="cuda")
+    assert (most, alive) == (2, set())
+
+
+class Plans:
+    """Doubles images and leaves plans of transforms; beyond ``fits``, memory runs out."""
+
+    def __init__(self, *n_bytes: int, fits: int = 10**9) -> None:
+        self.n_bytes = n_bytes
+        self.fits = fits
+        self.found: list[int] = []
+
+    def __call__(self, images: Any) -> Any:
+        xp = array_namespace(images)
+        cache = xp.fft.config.get_plan_cache()
+        self.found.append(cache.get_curr_memsize())
+        for n_bytes in self.n_bytes:
+            cache[("Plan1d", n_bytes)] = SimpleNamespace(work_area=xp.empty(n_bytes, "u1"))
+        if len(images) > self.fits:
+            raise xp.cuda.memory.OutOfMemoryError(1, 1)
+        return xp.multiply(images, 2, dtype=xp.float32)
+
+
+def run_in_one_thread(function: Any, images: np.ndarray) -> None:
+    """Run in a thread of its own, of which nothing is left, and check the result."""
+    np.testing.assert_array_equal(run_threads(1, function, images)[0], 2 * images)
+
+
+def test_plans_of_transforms_are_kept_up_to_a_limit(
+    card: Any, images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emdask import blocks_cuda
+
+    monkeypatch.setattr(blocks_cuda, "PLAN_BYTES", 1000)
+    card.free_bytes = free_for(4)
+    # What is used last stays, as far as it fits; what alone is larger works, and does not stay.
+    for n_bytes, kept in (((400, 500, 450), 950), ((1500,), 0), ((300,), 300)):
+        double = Plans(*n_bytes)
+        run_in_one_thread(double, images)
+        assert double.found == [0, kept, kept]
+    wait_until(lambda: card.used_bytes == 0)
+
+
+def test_plans_of_transforms_make_room_where_memory_runs_out(card: Any, images: np.ndarray) -> None:
+    double = Plans(300, fits=5)
+    run_in_one_thread(double, images)
+    assert double.found == [0, 0, 300]
 
 
 def test_what_fails_on_the_card_leaves_it_usable(card: Any, images: np.ndarray) -> None:

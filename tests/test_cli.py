@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -189,6 +190,8 @@ def test_values_are_of_the_first_kind_that_fits():
         (["--method", "halve", "--factor", "much"], ["factor must be", "got 'much'"]),
         (["--method", "halve", "--fctor", "1"], ["No such option", "--fctor", "--factor"]),
         (["--method", "halve", "--device", "gpu"], ["device must be one of", "got 'gpu'"]),
+        (["--method", "halve", "--scheduler", "cuda"], ["--scheduler: cuda needs a method with"]),
+        (["--scheduler", "cuda", "--device", "cpu"], ["cuda does not go with --device cpu. Leave"]),
         (["--method", "halve", "--device", "cuda"], ["halve: runs on cpu", "got 'cuda'"]),
         (["--method", "halve", "--bad-pixels", "x"], ["bad_pixels must be one of raise, replace"]),
         (["--method", "halve", "--preview", "p.txt"], ["p.txt", "must end in .png"]),
@@ -458,6 +461,15 @@ def test_cards_that_are_not_there_are_told(stack_path, bm3d_on_cards):
         assert_refused(call("denoise", stack_path, out, *words), 'connect("cuda"): needs ')
     assert_refused(call("denoise", stack_path, out, "--scheduler", "cud"), '"cuda"', "got 'cud'")
     assert not out.exists()
+
+
+@pytest.mark.skipif(why_no_cuda() is None, reason="there is a card")
+def test_workers_without_a_card_leave_nothing_behind(stack_path, plugin_folder):
+    folder = stack_path.parent
+    words = ["denoise", "in.star", "out.zarr", "--workers", "1", "--scheduler", "local"]
+    result = run(plugin_folder, *words, "--device", "cuda", cwd=folder)
+    assert_refused(result, 'device="cuda" needs an NVIDIA card', f"On {socket.gethostname()} ")
+    assert sorted(p.name for p in folder.glob("out*")) == []
 
 
 def test_options_of_the_input(stack_path):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import socket
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from distributed import LocalCluster
 
 import emdask
 from emdask import cluster
-from emdask.backend import why_no_cuda
+from emdask.backend import resolve_device, why_no_cuda
 from emdask.errors import DeviceError, EmdaskError, MissingLibraryError, ParameterError
 
 
@@ -31,6 +33,12 @@ def environ() -> dict[str, str]:
     return dict(os.environ)
 
 
+def devices_with_a_card() -> list[str]:
+    """Which devices work would run on if the worker had a card."""
+    with mock.patch("emdask.backend.why_no_cuda", return_value=None):
+        return [resolve_device(named, ("cpu", "cuda")) for named in ("auto", "cuda")]
+
+
 def test_a_local_cluster_gives_the_same_answer(
     rng: np.random.Generator, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,6 +51,8 @@ def test_a_local_cluster_gives_the_same_answer(
         for environment in client.run(environ).values():
             assert environment["OMP_NUM_THREADS"] == "1"
             assert "MALLOC_TRIM_THRESHOLD_" not in environment
+        for devices in client.run(devices_with_a_card).values():
+            assert devices == ["cpu", "cuda"]
         there = emdask.denoise(images, "bm3d", sigma=1.0).compute()
         with emdask.connect(client.scheduler.address, quiet=True) as guest:
             joined = emdask.denoise(images, "bm3d", sigma=1.0).compute()
@@ -52,11 +62,14 @@ def test_a_local_cluster_gives_the_same_answer(
 
 
 def test_wrong_targets_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ParameterError, match="target must be"):
-        emdask.connect("loca")
+    for target in ("loca", None, 3):
+        with pytest.raises(ParameterError, match=f"target must be .*; got {target!r}"):
+            emdask.connect(target)
+    with pytest.raises(ParameterError, match=r"Did you mean tcp://localhost:8786\?"):
+        emdask.connect("localhost:8786")
     with pytest.raises(ParameterError, match="n_workers must be an integer of at least 1"):
         emdask.connect("local", n_workers=0)
-    with pytest.raises(ParameterError, match="has its own workers"):
+    with pytest.raises(ParameterError, match=r"has its own workers; got 2. Leave out n_workers"):
         emdask.connect("tcp://127.0.0.1:1", n_workers=2)
     with pytest.raises(ParameterError, match="has its own workers; got 4"):
         emdask.connect("tcp://127.0.0.1:1", threads_per_worker=4)
@@ -114,6 +127,8 @@ def test_each_card_gets_a_worker_that_declares_it(
         (environment,) = client.run(environ).values()
         assert environment["OMP_NUM_THREADS"] == "1"
         assert "MALLOC_TRIM_THRESHOLD_" not in environment
+        (devices,) = client.run(devices_with_a_card).values()
+        assert devices == ["cuda", "cuda"]
         assert client.submit(sum, [1, 2]).result() == 3
     assert asked["n_workers"] == 2
     assert asked["rmm"] == (None, None)
@@ -167,6 +182,10 @@ def test_what_is_not_installed_is_told(
     with pytest.raises(MissingLibraryError) as told:
         emdask.connect("cuda", rmm_pool_GiB=1)
     assert str(told.value).startswith(f'connect("cuda"): {said}')
+    with pytest.raises(ParameterError, match="n_workers must be an integer of at least 1; got 0"):
+        emdask.connect("cuda", n_workers=0)
+    with pytest.raises(ParameterError, match="rmm_pool_GiB must be a number"):
+        emdask.connect("cuda", rmm_pool_GiB=0)
     assert asked == {}
 
 
@@ -177,7 +196,8 @@ def test_no_card_is_told_at_once(asked: dict[str, Any], monkeypatch: pytest.Monk
     with pytest.raises(DeviceError) as told:
         emdask.connect("cuda")
     assert str(told.value) == (
-        'connect("cuda"): needs an NVIDIA card. Here the CUDA runtime finds no card.'
+        f'connect("cuda"): needs an NVIDIA card. On {socket.gethostname()} the CUDA runtime finds '
+        "no card."
     )
     assert asked == {}
 
