@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
@@ -23,8 +24,10 @@ THREADS_A_CARD = 4
 # to 256 MiB for groups.
 WORKING_BYTES_A_PIXEL = 96
 WORKING_BYTES_FIXED = 256 * 2**20
-# The rest is lost between allocations of unequal sizes.
+# The rest is lost between allocations of unequal sizes, and to plans of Fourier transforms.
 USABLE_SHARE = 0.9
+# Of the working memory of such plans, what a thread keeps for its next piece.
+PLAN_BYTES = 128 * 2**20
 
 Images = npt.NDArray[Any]
 
@@ -44,8 +47,8 @@ def run_in_pieces(function: Callable[..., Any], images: Images, *args: Any) -> I
     Returns
     -------
     array
-        As many images; in ordinary memory, so that pinned memory is no more than one piece a
-        thread, whatever becomes of the results.
+        As many images; in ordinary memory, so that pinned memory is two buffers a thread, whatever
+        becomes of the results: a piece as it was stored and what became of it.
 
     Raises
     ------
@@ -73,7 +76,9 @@ def run_in_pieces(function: Callable[..., Any], images: Images, *args: Any) -> I
         if result is None:
             result = np.empty((len(images), *done.shape[1:]), done.dtype)
         result[start : start + len(piece)] = done
+        del done  # its pinned memory serves the next piece
         start += len(piece)
+        alone = False
     return result
 
 
@@ -112,11 +117,16 @@ def _run_piece(function: Callable[..., Any], piece: Images, args: tuple[Any, ...
         back = _pinned(result.shape, result.dtype)
         result.get(stream=stream, out=back)
         stream.synchronize()
+    _drop_plans()
     return back
 
 
 def _pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Images:
-    """Host memory that the card reads and writes itself, of CuPy's pool."""
+    """Host memory that the card reads and writes itself.
+
+    Of CuPy's pool, which rounds it up to a power of two bytes and keeps it: of two buffers a
+    thread, each is up to twice a piece.
+    """
     import cupy
 
     n_bytes = max(1, prod(shape) * dtype.itemsize)
@@ -135,19 +145,38 @@ def _stream() -> Any:
     return _thread.stream
 
 
+def _drop_plans() -> None:
+    """Of this thread's plans of Fourier transforms keep those used last, up to `PLAN_BYTES`."""
+    import cupy
+
+    plans = cupy.fft.config.get_plan_cache()
+    limit = plans.get_memsize()
+    plans.set_memsize(PLAN_BYTES)
+    # While it holds, transforming with a plan that alone is larger is an error.
+    plans.set_memsize(limit)
+
+
 class _Memory:
     """What the pieces on the card may need together; a piece waits until there is room for it."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._taken_bytes = 0
+        self._waiting: deque[object] = deque()
 
     @contextmanager
     def reserve(self, n_bytes: int) -> Iterator[None]:
-        """Take so much; at once where nothing else is taken, however much it is."""
+        """Take so much, first come, first served; where nothing is taken, however much it is."""
+        ticket = object()
         with self._changed:
-            self._changed.wait_for(lambda: self._fits(n_bytes))
-            self._taken_bytes += n_bytes
+            self._waiting.append(ticket)
+            try:
+                # Else small pieces would keep out a large one for as long as there are any.
+                self._changed.wait_for(lambda: self._waiting[0] is ticket and self._fits(n_bytes))
+                self._taken_bytes += n_bytes
+            finally:
+                self._waiting.remove(ticket)
+                self._changed.notify_all()
         try:
             yield
         finally:
@@ -185,8 +214,10 @@ def _total_bytes() -> int:
 
 
 def _free_pool() -> None:
+    """Give back what CuPy keeps, and what this thread's plans of Fourier transforms do."""
     import cupy
 
+    cupy.fft.config.get_plan_cache().clear()
     cupy.get_default_memory_pool().free_all_blocks()
 
 

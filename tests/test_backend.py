@@ -334,7 +334,9 @@ def test_small_pieces_do_not_overtake_a_large_one(
         return there
 
     def start(function: Any, images: np.ndarray) -> threading.Thread:
-        thread = threading.Thread(target=on_device, args=(function, images, "cuda"))
+        thread = threading.Thread(
+            target=on_device, args=(function, images), kwargs={"device": "cuda"}
+        )
         thread.start()
         return thread
 

@@ -16,7 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -563,6 +563,72 @@ class PinnedMemoryPool:
         return 0
 
 
+class PlanCache:
+    """Plans of Fourier transforms, those used last at the end, as CuPy keeps them for a thread.
+
+    The transforms of the stand-in need no plans: tests put them here.
+    """
+
+    _of_thread = threading.local()
+
+    def __init__(self, size: int = 16, memsize: int = -1) -> None:
+        self._size = size
+        self._memsize = memsize
+        self._plans: dict[tuple[Any, ...], Any] = {}
+
+    @classmethod
+    def of_thread(cls) -> PlanCache:
+        """The cache of this thread."""
+        if not hasattr(cls._of_thread, "cache"):
+            cls._of_thread.cache = cls()
+        cache: PlanCache = cls._of_thread.cache
+        return cache
+
+    def __setitem__(self, key: tuple[Any, ...], plan: Any) -> None:
+        if not self._size or not self._memsize:
+            return
+        n_bytes = plan.work_area.nbytes
+        if n_bytes > self._memsize > 0:
+            raise RuntimeError("the plan memsize is too large")
+        self._plans.pop(key, None)
+        self._eject(self._size - 1, -1 if self._memsize == -1 else self._memsize - n_bytes)
+        self._plans[key] = plan
+
+    def get(self, key: tuple[Any, ...], default: Any = None) -> Any:
+        """A plan, which then is the last used."""
+        if key not in self._plans:
+            return default
+        self._plans[key] = self._plans.pop(key)
+        return self._plans[key]
+
+    def _eject(self, size: int, memsize: int) -> None:
+        while self._plans and (
+            self.get_curr_size() > size or (memsize != -1 and self.get_curr_memsize() > memsize)
+        ):
+            del self._plans[next(iter(self._plans))]
+
+    def get_memsize(self) -> int:
+        """Most bytes of work areas; -1 without limit."""
+        return self._memsize
+
+    def set_memsize(self, memsize: int) -> None:
+        """Limit the bytes of work areas."""
+        self._eject(self._size, memsize)
+        self._memsize = memsize
+
+    def get_curr_size(self) -> int:
+        """Number of plans."""
+        return len(self._plans)
+
+    def get_curr_memsize(self) -> int:
+        """Bytes of their work areas."""
+        return sum(plan.work_area.nbytes for plan in self._plans.values())
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._plans.clear()
+
+
 # --- Modules --------------------------------------------------------------------------------------
 
 
@@ -607,10 +673,10 @@ def make_cuda(card: Card) -> dict[str, ModuleType]:
 
 
 def make_fourier(card: Card) -> dict[str, ModuleType]:
-    """``cupyx.scipy.fft``."""
+    """``cupyx.scipy.fft`` and ``cupy.fft``."""
 
-    def find(name: str) -> Any:
-        found = getattr(scipy.fft, name)
+    def find(library: ModuleType, name: str) -> Any:
+        found = getattr(library, name)
         if not callable(found):
             return found
 
@@ -623,9 +689,13 @@ def make_fourier(card: Card) -> dict[str, ModuleType]:
 
         return on_card
 
-    fft = make_module("cupyx.scipy.fft", __getattr__=find)
+    fft = make_module("cupyx.scipy.fft", __getattr__=functools.partial(find, scipy.fft))
     scipy_on_card = make_module("cupyx.scipy", fft=fft)
-    return {"cupyx.scipy": scipy_on_card, "cupyx.scipy.fft": fft}
+    config = SimpleNamespace(get_plan_cache=PlanCache.of_thread)
+    numpy_on_card = make_module(
+        "cupy.fft", __getattr__=functools.partial(find, np.fft), config=config
+    )
+    return {"cupyx.scipy": scipy_on_card, "cupyx.scipy.fft": fft, "cupy.fft": numpy_on_card}
 
 
 def make_modules(card: Card) -> dict[str, ModuleType]:
@@ -639,6 +709,7 @@ def make_modules(card: Card) -> dict[str, ModuleType]:
         __version__="14.2.0",
         __getattr__=functools.partial(numpy_attribute, card),
         cuda=cuda["cupy.cuda"],
+        fft=fourier["cupy.fft"],
         ndarray=ndarray,
         RawModule=functools.partial(RawModule, card),
         get_default_memory_pool=lambda: pool,
