@@ -209,7 +209,7 @@ def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def show_methods(name: str | None = None) -> None:
-    """Print the methods and their parameters, from their records.
+    """Print the methods, their devices and their parameters, from their records.
 
     Parameters
     ----------
@@ -219,15 +219,21 @@ def show_methods(name: str | None = None) -> None:
     rows = []
     for method in list_methods(FAMILY) if name is None else (name,):
         record = find_method(FAMILY, method)
-        for field in dataclasses.fields(record.params):
-            about = field.metadata
-            rows.append(
-                (method, field.name, default_text(field), about.get("unit", ""), about["meaning"])
-            )
-            method = ""
-    say_table(("method", "parameter", "default", "unit", "meaning"), rows)
+        names = (method, ", ".join(record.apply))
+        for cells in _parameter_rows(record) or [("", "", "", "no parameters")]:
+            rows.append((*names, *cells))
+            names = ("", "")
+    say_table(("method", "runs on", "parameter", "default", "unit", "meaning"), rows)
     say()
     say("emdask denoise IN OUT --method NAME --parameter VALUE, with - for _ in the name.")
+
+
+def _parameter_rows(method: Method) -> list[tuple[str, str, str, str]]:
+    """Name, default, unit and meaning of each parameter."""
+    return [
+        (field.name, default_text(field), field.metadata.get("unit", ""), field.metadata["meaning"])
+        for field in dataclasses.fields(method.params)
+    ]
 
 
 def default_text(field: dataclasses.Field[Any]) -> str:

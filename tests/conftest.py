@@ -108,7 +108,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if ran and not any(ran.values()) and (card := visible_card()):
         terminalreporter.write_line(
             f"FAILED: a card is here ({card}), but all {len(ran)} gpu tests were skipped: "
-            f"{why_no_cuda() or 'see the reasons above'}. Hide the card with "
-            "CUDA_VISIBLE_DEVICES= to do without.",
+            f"{why_no_cuda() or 'see the reasons above'}. Run `make gpu`, or hide the card with "
+            "CUDA_VISIBLE_DEVICES=.",
             red=True,
         )

@@ -158,6 +158,8 @@ def test_version():
 def test_methods_prints_every_parameter_of_the_records():
     code, out, _ = call("methods", "--method", "halve")
     assert code == 0
+    assert out.splitlines()[1].split()[:3] == ["halve", "cpu", "factor"]
+    assert "cpu, cuda" in call("methods", "--method", "bm3d")[1]
     for word in ("factor", "0.5", "grey levels", "number that grey levels are multiplied with"):
         assert word in out
     assert "halve" in call("methods")[1]

@@ -66,6 +66,7 @@ def test_skipping_every_test_of_the_card_is_red(folder: Path, words: tuple[str, 
     code, said = run_tests(folder, *words, skipped=True)
     assert code == 1, said
     assert RED.format(2) in said
+    assert "Run `make gpu`, or hide the card with CUDA_VISIBLE_DEVICES=." in said
 
 
 def test_one_test_of_the_card_that_ran_is_enough(folder: Path) -> None:
