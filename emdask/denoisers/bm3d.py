@@ -35,7 +35,8 @@ class BM3D:
         Set of defaults: "normal" is that of Dabov et al. 2007, "fast" searches less, "high_noise"
         guides fine scales by coarse ones; "auto" takes "high_noise" for images of SNR below 1.
     window_px
-        Side of the square that is searched for similar blocks, px; odd, 3 to 99.
+        Side of the square that is searched for similar blocks, px; odd, 3 to 99. Above 95 a card
+        needs more shared memory than those of compute capability 7.5 have.
     group_size
         Most blocks in a group, in both steps; a power of two up to 64.
     threshold
