@@ -9,8 +9,10 @@ bm3d-cupy, vapoursynth-bm3dcuda.
 
 Strength confounds such tables: each program is swept on a crop over strengths, and bm3d-triton also
 over mappings to the [0, 1] that it demands; whole images are then timed at each one's best.
-Times are those of CUDA events around calls on images that are on the card already, after a warm-up;
-VapourSynth takes its images from the host, so its time holds the copies.
+Times are those of CUDA events around calls on images that are on the card already, after a warm-up.
+VapourSynth takes its images from the host and returns them there, by way of Python: its time holds
+the bus and these copies. So the copies alone are timed too, by the same chain without BM3D; the bar
+is held against what is left without them; and ours is also timed from host to host.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ LARGE_PX = (11520, 8184)
 STAGE_NAMES = {"pad_images": "padding", "start_sums": "clearing", "finish_sums": "finishing"}
 # CUDA cores of a multiprocessor for FP32, where they are not 128, by compute capability.
 NARROW_CARDS = {"60": 64, "70": 64, "72": 64, "75": 64, "80": 64}
+FROM_HOST = ", host to host"
 BAR = {"bm3d-triton": (6.0, 10.0), "BM3DCUDA": (2.5, 4.0)}
 
 
@@ -69,21 +72,29 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A call that is timed, and what makes NumPy images in grey levels of its result."""
+    """A call that is timed, and what makes NumPy images in grey levels of its result.
+
+    ``copy`` is the call without BM3D, where copies made by Python are part of the call.
+    """
 
     call: Callable[[], Any]
     finish: Callable[[Any], Floats]
+    copy: Callable[[], Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """One BM3D: ``prepare(noisy on the card, sigma, setting, data_range)``."""
+    """One BM3D: ``prepare(noisy on the card, sigma, setting, data_range)``.
+
+    ``like`` names the program whose best strength it takes.
+    """
 
     name: str
     prepare: Callable[[Any, float, str, float], Prepared]
     strengths: Sequence[float]
     settings: Sequence[str] = ("",)
     given: str = ""
+    like: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +113,7 @@ class Measured:
 
     program: str
     times_ms: Sequence[float] = ()
+    copies_ms: Sequence[float] = ()
     psnr: float = 0.0
     failure: str = ""
 
@@ -109,6 +121,12 @@ class Measured:
     def median_ms(self) -> float:
         """Median of the times."""
         return statistics.median(self.times_ms)
+
+    @property
+    def without_copies_ms(self) -> float:
+        """The median less that of the copies alone."""
+        copies = statistics.median(self.copies_ms) if self.copies_ms else 0.0
+        return max(0.0, self.median_ms - copies)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +168,9 @@ def make_tables(
 ) -> Iterator[list[str]]:
     """Yield the lines of each table as soon as it is measured."""
     for row in inputs:
-        best = {program.name: sweep(program, row) for program in programs}
+        best = {program.name: sweep(program, row) for program in programs if not program.like}
         yield sweep_table(row, best)
-        measured = [measure(p, row, best[p.name], arguments.seconds) for p in programs]
+        measured = [measure(p, row, best[p.like or p.name], arguments.seconds) for p in programs]
         yield whole_table(row, measured)
         yield bar_lines(measured)
     for row in inputs:
@@ -284,6 +302,15 @@ def find_programs() -> list[Program]:
         )
         for name, profile in PROFILES.items()
     ]
+    found += [
+        Program(
+            name=f"emdask {name}{FROM_HOST}",
+            prepare=functools.partial(prepare_from_host, profile),
+            strengths=STRENGTHS,
+            like=f"emdask {name}",
+        )
+        for name, profile in PROFILES.items()
+    ]
     if importlib.util.find_spec("bm3d_triton") is not None:
         given = "two_step=True, clamp=False; step 3, window 39, groups 16 and 32 are fixed"
         found.append(
@@ -313,6 +340,23 @@ def prepare_emdask(
 
     sigmas = cupy.full(len(noisy), sigma)
     return Prepared(call=lambda: bm3d_cuda.denoise(noisy, sigmas, profile), finish=cupy.asnumpy)
+
+
+def prepare_from_host(
+    profile: Profile, noisy: Any, sigma: float, setting: str, data_range: float
+) -> Prepared:
+    """Ours from NumPy to NumPy, as a task of a stack does it."""
+    import cupy
+
+    from emdask.blocks_cuda import run_in_pieces
+    from emdask.kernels import bm3d_cuda
+
+    images = cupy.asnumpy(noisy)
+
+    def denoise(there: Any) -> Any:
+        return bm3d_cuda.denoise(there, cupy.full(len(there), sigma), profile)
+
+    return Prepared(call=lambda: run_in_pieces(denoise, images), finish=np.asarray)
 
 
 def prepare_triton(noisy: Any, sigma: float, setting: str, data_range: float) -> Prepared:
@@ -395,15 +439,20 @@ def prepare_vapoursynth(
         np.asarray(frame[0])[...] = images[n]
         return frame
 
-    def call() -> list[Floats]:
+    def make_clip() -> Any:
         blank = core.std.BlankClip(
             format=vapoursynth.GRAYS, width=width, height=height, length=length, keep=True
         )
-        clip = core.std.ModifyFrame(blank, blank, fill)
-        final = bm3d(clip, ref=bm3d(clip, **settings), **settings)
-        return [np.array(frame[0]) for frame in final.frames()]
+        return core.std.ModifyFrame(blank, blank, fill)
 
-    return Prepared(call=call, finish=np.stack)
+    def read(clip: Any) -> list[Floats]:
+        return [np.array(frame[0]) for frame in clip.frames()]
+
+    def call() -> list[Floats]:
+        clip = make_clip()
+        return read(bm3d(clip, ref=bm3d(clip, **settings), **settings))
+
+    return Prepared(call=call, finish=np.stack, copy=lambda: read(make_clip()))
 
 
 # Measures
@@ -456,13 +505,22 @@ def measure(program: Program, row: Input, best: Best | str, seconds: float) -> M
         prepared = program.prepare(noisy, best.strength * row.sigma, best.setting, row.data_range)
         result = prepared.finish(prepared.call())  # also the warm-up
         times = time_calls(prepared.call, seconds)
+        copies = time_copies(prepared, seconds)
     except Exception as error:  # a peer that fails is a finding
         failure = f"{type(error).__name__}: {error}".splitlines()[0]
         return Measured(program=program.name, failure=failure)
     finally:
         cupy.get_default_memory_pool().free_all_blocks()
     value = psnr(result, row.clean, row.data_range)
-    return Measured(program=program.name, times_ms=times, psnr=value)
+    return Measured(program=program.name, times_ms=times, copies_ms=copies, psnr=value)
+
+
+def time_copies(prepared: Prepared, seconds: float) -> list[float]:
+    """Milliseconds of the call without BM3D, where there is one; after a warm-up."""
+    if prepared.copy is None:
+        return []
+    prepared.copy()
+    return time_calls(prepared.copy, seconds)
 
 
 def time_calls(call: Callable[[], Any], seconds: float, most: int = 50) -> list[float]:
@@ -614,7 +672,7 @@ def describe_run(card: Card, programs: Sequence[Program]) -> list[str]:
         f"CUDA {runtime // 1000}.{runtime % 1000 // 10}, CuPy {cupy.__version__}"
     )
     lines += ["", *(f"- {p.name}: {p.given}" for p in programs if p.given)]
-    if len(programs) == len(PROFILES):
+    if all(program.name.startswith("emdask") for program in programs):
         lines.append("No peer is installed: pip install bm3d-triton bm3d-cupy")
     return lines
 
@@ -655,13 +713,28 @@ def whole_table(row: Input, measured: Sequence[Measured]) -> list[str]:
         ratio = f"{m.median_ms / ours.median_ms:.2f}" if ours else ""
         rate = f"{len(row.noisy) / m.median_ms * 1e3:,.1f}"
         rows.append([m.program, times, rate, f"{m.psnr:.3f}", ratio])
+        if m.copies_ms:
+            rows.append(without_copies_row(m, len(row.noisy), ours))
     return ["Whole, each at its best strength", "", *table(head, rows)]
 
 
+def without_copies_row(m: Measured, n_images: int, ours: Measured | None) -> list[str]:
+    """The row of a program's time less its copies, which are told."""
+    name = f"{m.program} less copies of {statistics.median(m.copies_ms):.2f} ms"
+    left = m.without_copies_ms
+    rate = f"{n_images / left * 1e3:,.1f}" if left else ""
+    ratio = f"{left / ours.median_ms:.2f}" if ours else ""
+    return [name, f"{left:.2f}", rate, f"{m.psnr:.3f}", ratio]
+
+
 def bar_lines(measured: Sequence[Measured]) -> list[str]:
-    """Hold our fastest profile that is no worse than the better peer against the bar."""
+    """Hold our fastest profile that is no worse than the better peer against the bar.
+
+    A peer's time is that without copies; where it has copies, host to host is told beside.
+    """
     peers = [m for m in measured if m.times_ms and m.program in BAR]
-    ours = [m for m in measured if m.times_ms and m.program.startswith("emdask")]
+    emdask = {m.program: m for m in measured if m.times_ms and m.program.startswith("emdask")}
+    ours = [m for name, m in emdask.items() if not name.endswith(FROM_HOST)]
     if not peers:
         return ["No peer with a bar was measured."]
     wanted = max(m.psnr for m in peers)
@@ -669,12 +742,21 @@ def bar_lines(measured: Sequence[Measured]) -> list[str]:
     if not good:
         return [f"None of our profiles reaches the better peer's {wanted:.3f} dB."]
     fastest = min(good, key=lambda m: m.median_ms)
-    return [
+    lines = [
         f"{fastest.program} at {fastest.psnr:.3f} dB is "
-        f"{m.median_ms / fastest.median_ms:.2f} times as fast as {m.program} at {m.psnr:.3f} dB "
+        f"{m.without_copies_ms / fastest.median_ms:.2f} times as fast as {m.program} at "
+        f"{m.psnr:.3f} dB{' less its copies' if m.copies_ms else ''} "
         f"(bar {BAR[m.program][0]:g}, goal {BAR[m.program][1]:g})."
         for m in peers
     ]
+    if (from_host := emdask.get(fastest.program + FROM_HOST)) is not None:
+        lines += [
+            f"From host to host it is {m.median_ms / from_host.median_ms:.2f} times as fast as "
+            f"{m.program} with its copies."
+            for m in peers
+            if m.copies_ms
+        ]
+    return lines
 
 
 def stage_table(row: Input, card: Card, n_runs: int = 7) -> list[str]:
