@@ -27,6 +27,7 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import zarr
+from arguments import QUICK, errors_as_sentences, parse_count
 from tables import describe_machine, table, write_lines
 from zarr.codecs import BloscCodec
 
@@ -88,13 +89,16 @@ def main() -> None:
     """Measure and print all tables."""
     arguments = parse_arguments()
     use_one_core()
+    # Opened before hours of work, read after.
+    stacks = [(path.name, emdask.open_stack(path)) for path in arguments.images]
     size, n_rounds, codecs = (
         (2 * 2**20, 1, QUICK_CODECS) if arguments.quick else (SHARD_BYTES, arguments.rounds, CODECS)
     )
     machine = describe_machine("emdask", "zarr", "imagecodecs", "numpy")
     lines = [f"{machine}; one core, {size / 2**20:g} MiB a shard, {n_rounds} rounds", ""]
+    lines += [QUICK, ""] if arguments.quick else []
     print("\n".join(lines), flush=True)
-    for name, images in make_inputs(size, arguments.images):
+    for name, images in make_inputs(size, stacks):
         spent, ratios = measure_codecs(images, codecs, n_rounds)
         rows = describe_input(name, images, spent, ratios)
         lines += rows
@@ -106,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="compression of stacks of cryo-EM")
     parser.add_argument("--images", type=Path, action="append", default=[], help="also of a file")
-    parser.add_argument("--rounds", type=int, default=7, help="repetitions; medians are shown")
+    parser.add_argument("--rounds", type=parse_count, default=7, help="repetitions; medians")
     parser.add_argument("--quick", action="store_true", help="few codecs, small stores: seconds")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     return parser.parse_args()
@@ -123,8 +127,8 @@ def use_one_core() -> None:
 # Inputs
 
 
-def make_inputs(n_bytes: int, files: list[Path]) -> Iterator[tuple[str, Images]]:
-    """Yield stacks of about that size: simulated, seeded, and those of the files."""
+def make_inputs(n_bytes: int, stacks: list[tuple[str, Any]]) -> Iterator[tuple[str, Images]]:
+    """Yield stacks of about that size: simulated, seeded, and those opened, with their names."""
     rng = np.random.default_rng(20261122)
     particles = simulate_particles(64, rng)
     noise = particles + rng.normal(size=particles.shape) * np.sqrt(particles.var() / 0.1)
@@ -135,9 +139,8 @@ def make_inputs(n_bytes: int, files: list[Path]) -> Iterator[tuple[str, Images]]
     yield "int8: electron counts, 1 a pixel", fill(counts.astype("i1"), n_bytes, rng)
     yield "int16: the same noise, 100 grey levels a sigma", fill(digitise(noise), n_bytes, rng)
     yield "float32: denoised by BM3D", fill(clean, n_bytes, rng)
-    for path in files:
-        images = emdask.open_stack(path).values
-        yield f"{images.dtype}: {path.name}", fill(images, n_bytes, rng)
+    for name, stack in stacks:
+        yield f"{stack.dtype}: {name}", fill(stack.values, n_bytes, rng)
 
 
 def simulate_particles(n: int, rng: np.random.Generator) -> Images:
@@ -320,4 +323,5 @@ def storage_seconds(ratio: float, rate_gb_per_s: float) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_as_sentences():
+        main()

@@ -19,7 +19,6 @@ import contextlib
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -33,10 +32,11 @@ import dask
 import numpy as np
 import numpy.typing as npt
 import psutil
+from arguments import QUICK, errors_as_sentences, parse_count
 from tables import describe_machine, table, write_lines
 
 import emdask
-from emdask.backend import DEVICES, resolve_device, why_no_cuda
+from emdask.backend import DEVICES, check_device, resolve_device
 from emdask.blocks_cuda import THREADS_A_CARD
 from emdask.denoisers import FAMILY
 from emdask.io.output import replace_file
@@ -126,12 +126,9 @@ Rounds = dict[str, list[Spent]]
 def main() -> None:
     """Measure and print all tables."""
     arguments = parse_arguments()
-    if arguments.device == "cuda" and (reason := why_no_cuda()) is not None:
-        print(f"pipeline.py: a card is needed for --device cuda; {reason}.", file=sys.stderr)
-        sys.exit(2)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         job = make_job(arguments, Path(folder))
-        lines = describe_job(job)
+        lines = [*describe_job(job), *([QUICK, ""] if arguments.quick else [])]
         print("\n".join(lines), flush=True)
         rounds = measure_rounds(job, 1 if arguments.quick else arguments.rounds)
     rows = [*stage_table(job, rounds), "", *whole_table(job, rounds), ""]
@@ -144,15 +141,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="a stack from Zarr through a denoiser to Zarr")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--method", default="bm3d", help="a denoiser, or copy: no kernel")
-    parser.add_argument("--images", type=int, help="images; 512, or 65536 on a card")
-    parser.add_argument("--side", type=int, default=128, help="px")
-    parser.add_argument("--chunk", type=int, help="images a chunk; 32, or 2048 on a card")
+    parser.add_argument("--images", type=parse_count, help="images; 512, or 65536 on a card")
+    parser.add_argument("--side", type=parse_count, default=128, help="px")
+    parser.add_argument("--chunk", type=parse_count, help="images a chunk; 32, or 2048 on a card")
     parser.add_argument("--dtype", choices=("float32", "float16", "int8"), default="float32")
     parser.add_argument("--compression", choices=COMPRESSIONS, default="auto", help="of both")
-    parser.add_argument("--threads", type=int, help="threads; as many as cores, or 4 on a card")
+    threads = "threads; as many as cores, or 4 on a card"
+    parser.add_argument("--threads", type=parse_count, help=threads)
     parser.add_argument("--cold", action="store_true", help="read from disk, not the page cache")
     parser.add_argument("--folder", type=Path, help="where the stores are made")
-    parser.add_argument("--rounds", type=int, default=5, help="repetitions; medians are shown")
+    parser.add_argument("--rounds", type=parse_count, default=5, help="repetitions; medians")
     parser.add_argument("--quick", action="store_true", help="a small stack, one round: seconds")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     return parser.parse_args()
@@ -164,7 +162,7 @@ def parse_arguments() -> argparse.Namespace:
 def make_job(arguments: argparse.Namespace, folder: Path) -> Job:
     """Write the input store and plan the output."""
     name, method, params = find_method(arguments.method)
-    device = resolve_device(arguments.device, method.apply)
+    device = resolve_device(check_device(arguments.device, name, method.apply), method.apply)
     n_images, chunk = (65_536, 2048) if device == "cuda" else (512, 32)
     if arguments.quick:
         n_images, chunk = 16, 4
@@ -379,7 +377,8 @@ def measure_rounds(job: Job, n_rounds: int) -> Rounds:
     """Run every stage and every form of the whole in turn, again and again."""
     rounds: Rounds = defaultdict(list)
     wholes = dict(list_wholes(job))
-    # The first round compiles kernels and fills caches; a single one is for tests.
+    warm_up(job)
+    # The first round fills caches; a single one is for tests.
     n_warm = min(n_rounds - 1, 1)
     for number in range(n_warm + n_rounds):
         measured = {stage.name: measure_stage(job, stage) for stage in list_stages(job)}
@@ -389,12 +388,25 @@ def measure_rounds(job: Job, n_rounds: int) -> Rounds:
     return rounds
 
 
+def warm_up(job: Job) -> None:
+    """Compile kernels and load code: each stage on the first chunk."""
+    (job.folder / "drafts").mkdir(exist_ok=True)
+    for stage in list_stages(job):
+        stage.run(job, stage.prepare(job), 0)
+    shutil.rmtree(job.folder / "written", ignore_errors=True)
+
+
+def count_text(n: int, what: str, plural: str) -> str:
+    """Number and noun."""
+    return f"{n} {what if n == 1 else plural}"
+
+
 def list_wholes(job: Job) -> list[tuple[str, Callable[[], Any]]]:
     """Where the whole is run: a name, and what starts its client."""
-    threads = f"{job.n_threads} threads of one process"
-    wholes = [(threads, lambda: contextlib.nullcontext())]
+    threads = count_text(job.n_threads, "thread", "threads")
+    wholes = [(f"{threads} of one process", lambda: contextlib.nullcontext())]
     if job.device == "cuda":
-        name = f'connect("cuda"), {job.n_threads} threads a card'
+        name = f'connect("cuda"), {threads} a card'
         return [
             *wholes,
             (
@@ -402,7 +414,8 @@ def list_wholes(job: Job) -> list[tuple[str, Callable[[], Any]]]:
                 lambda: emdask.connect("cuda", threads_per_worker=job.n_threads, quiet=True),
             ),
         ]
-    name = f'connect("local"), {job.n_threads} processes'
+    processes = count_text(job.n_threads, "process", "processes")
+    name = f'connect("local"), {processes}'
     return [*wholes, (name, lambda: emdask.connect("local", n_workers=job.n_threads, quiet=True))]
 
 
@@ -523,7 +536,8 @@ def stage_table(job: Job, rounds: Rounds) -> list[str]:
     """Each stage's own rate."""
     head = ["stage alone", "images/s", "GB/s of input images", "CPU ms an image"]
     rows = [[stage.name, *rate_cells(job, rounds[stage.name])] for stage in list_stages(job)]
-    return [f"Stages alone on {job.n_threads} threads", "", *table(head, rows)]
+    threads = count_text(job.n_threads, "thread", "threads")
+    return [f"Stages alone on {threads}", "", *table(head, rows)]
 
 
 def whole_table(job: Job, rounds: Rounds) -> list[str]:
@@ -592,4 +606,5 @@ def spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_as_sentences():
+        main()

@@ -88,8 +88,27 @@ def test_pipeline_prints_each_stage_and_the_whole(
     assert [row for row in rows if row in ("read", "decode", "kernel", "encode", "write")] == [
         *stages
     ]
-    assert 'connect("local"), 1 processes' in rows
+    assert {"1 thread of one process", 'connect("local"), 1 process'} <= set(rows)
+    assert "these figures mean nothing" in printed
     assert out.read_text().rstrip() == printed.rstrip()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("pipeline", "--threads", "0"), "--threads: must be an integer of at least 1; got '0'"),
+        (("pipeline", "--method", "bm3"), "pipeline.py: denoisers: no method of this name"),
+        (("pipeline", "--folder", "absent"), "pipeline.py: absent"),
+        (("codecs", "--images", "absent.mrc"), "codecs.py: absent.mrc"),
+    ],
+)
+def test_wrong_arguments_are_a_sentence(command: tuple[str, ...], said: str) -> None:
+    name, *words = command
+    path = str(BENCHMARKS / f"{name}.py")
+    result = subprocess.run([sys.executable, path, *words], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_ratios_are_those_of_each_round(load: Callable[[str], ModuleType]) -> None:
