@@ -76,10 +76,11 @@ def connect(
     -----
     Workers of "cuda" declare the Dask resource ``GPU``, as much as they have threads. On a cluster
     of mixed workers, those started by hand declare it likewise, and what is denoised with
-    ``device="cuda"`` goes to them alone::
+    ``device="cuda"`` goes to them alone. Where many workers share a card, the setting
+    ``emdask.cards`` keeps "auto" on the CPU, as in the workers of "local"::
 
         dask cuda worker tcp://host:8786 --nthreads 4 --resources "GPU=4"
-        dask worker tcp://host:8786 --nworkers auto --nthreads 1
+        DASK_EMDASK__CARDS=false dask worker tcp://host:8786 --nworkers auto --nthreads 1
 
     Examples
     --------
