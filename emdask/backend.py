@@ -141,10 +141,26 @@ def resolve_device(device: str, supported: Collection[str]) -> str:
     if device == "auto":
         may = "cuda" in supported and setting("cards")
         return "cuda" if may and why_no_cuda() is None else "cpu"
-    if device == "cuda" and (reason := why_no_cuda()) is not None:
-        remedy = f"On {socket.gethostname()} {reason}."
-        raise DeviceError(sentence("device", 'device="cuda" needs an NVIDIA card', remedy=remedy))
+    if device == "cuda":
+        require_card("device", 'device="cuda" needs an NVIDIA card')
     return device
+
+
+def require_card(what: str, rule: str) -> None:
+    """Refuse what needs a card where this process can use none.
+
+    Parameters
+    ----------
+    what, rule
+        What is refused, and why, for the message.
+
+    Raises
+    ------
+    DeviceError
+        Naming the host and what is missing there.
+    """
+    if (reason := why_no_cuda()) is not None:
+        raise DeviceError(sentence(what, rule, remedy=f"On {socket.gethostname()} {reason}."))
 
 
 def count_cards() -> int:

@@ -12,10 +12,11 @@ from urllib.parse import urlsplit
 
 import dask
 
-from emdask.backend import CARD_RESOURCE, count_cards, resolve_device, why_no_cuda
+from emdask.backend import CARD_RESOURCE, count_cards, require_card, resolve_device
 from emdask.blocks_cuda import THREADS_A_CARD
 from emdask.checks import check_integer, check_number, require, sentence
-from emdask.errors import DeviceError, EmdaskError, MissingLibraryError
+from emdask.errors import EmdaskError, MissingLibraryError
+from emdask.placement import workers_with_cards
 
 CONNECT_TIMEOUT_S = 20
 DASHBOARD = "127.0.0.1:0"  # Any free port.
@@ -177,9 +178,7 @@ def _count_cards(*, needs_rmm: bool) -> int:
             remedy = f"For CUDA 13: pip install {package}; for CUDA 12: pip install {other}."
             rule = f"needs {library.replace('_', '-')}, which is not installed"
             raise MissingLibraryError(sentence(what, rule, remedy=remedy))
-    if (reason := why_no_cuda()) is not None:
-        remedy = f"On {socket.gethostname()} {reason}."
-        raise DeviceError(sentence(what, "needs an NVIDIA card", remedy=remedy))
+    require_card(what, "needs an NVIDIA card")
     return count_cards()
 
 
@@ -196,10 +195,9 @@ def require_cards(client: Any) -> None:
     DeviceError
         Naming the host that cannot use a card.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    declared = [key for key, worker in workers.items() if worker["resources"].get(CARD_RESOURCE)]
-    if workers:
-        client.run(resolve_device, "cuda", ("cuda",), workers=declared or list(workers))
+    asked = workers_with_cards(client) or list(client.scheduler_info(n_workers=-1)["workers"])
+    if asked:
+        client.run(resolve_device, "cuda", ("cuda",), workers=asked)
 
 
 def _own(cluster: Any) -> Any:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,18 +23,17 @@ from dask.array.optimization import optimize
 from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
-from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.utils import key_split
 
-from emdask.backend import CARD_RESOURCE, array_namespace, on_device, resolve_device
+from emdask.backend import array_namespace, on_device, resolve_device
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.method import Method
+from emdask.placement import on_cards, requests
 
 Images = npt.NDArray[Any]
 COMBINE_AT_ONCE = 8
 WRITES_AT_ONCE = 20_000
-ONE_CARD = {CARD_RESOURCE: 1}
 
 
 def read_images(
@@ -158,7 +156,7 @@ def map_images(
     meta = images._meta.astype(np.float32)
     token = tokenize(images.name, method, params, device, model, bad_pixels)
     extra = {} if model is None else {"model": model}
-    with _on_cards(device):
+    with on_cards(device):
         return da.map_blocks(
             _apply_block,
             images,
@@ -253,7 +251,7 @@ def map_tiles(
         raise StackError(sentence(name, "needs whole images and cannot work on tiles"))
     halo = method.halo(params)
     tiles = images.rechunk({0: 1, 1: max(tile_px, halo), 2: max(tile_px, halo)})
-    with _on_cards(device):
+    with on_cards(device):
         return da.map_overlap(
             _apply_tile,
             tiles,
@@ -271,95 +269,6 @@ def map_tiles(
 def _apply_tile(images: Images, *, method: Method, params: Any, device: str) -> Images:
     where = resolve_device(device, method.apply)
     return on_device(method.apply[where], images, params, device=where)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _on_cards(device: str) -> Iterator[None]:
-    """Mark what is built as work for workers with cards, where a card is named and some have one.
-
-    Yields
-    ------
-    None
-    """
-    if device != "cuda" or not _workers_have_cards():
-        yield
-        return
-    # Dask's optimisation of arrays forgets the resources that a layer asks for.
-    if dask.config.get("array_optimize", ...) is ...:
-        dask.config.set({"array_optimize": optimize_for_cards})
-    with dask.annotate(resources=ONE_CARD):
-        yield
-
-
-def _workers_have_cards() -> bool:
-    """Whether a worker of the active client declares a card; otherwise none may be asked for."""
-    client = getattr(get_scheduler(), "__self__", None)
-    if client is None:
-        return False
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return any(worker["resources"].get(CARD_RESOURCE) for worker in workers)
-
-
-def optimize_for_cards(graph: HighLevelGraph, keys: Any, **kwargs: Any) -> Mapping[Any, Any]:
-    """Optimise an array's graph as Dask does, and keep which tasks ask for a card.
-
-    Parameters
-    ----------
-    graph
-        Graph of the array.
-    keys
-        Keys that are computed.
-    **kwargs
-        As of `dask.array.optimize`, in whose place Dask calls this.
-
-    Returns
-    -------
-    mapping of key to task
-    """
-    tasks = dict(optimize(graph, keys, **kwargs))
-    marked = _names_from(graph, tasks, lambda layer: "resources" in (layer.annotations or ()))
-    if not marked:
-        return tasks
-    layers: dict[str, dict[Any, Any]] = {}
-    for key, task in tasks.items():
-        layers.setdefault(_layer_name(key), {})[key] = task
-    needs = {
-        name: {_layer_name(key) for task in part.values() for key in task.dependencies} - {name}
-        for name, part in layers.items()
-    }
-    notes = {name: {"resources": ONE_CARD} if name in marked else None for name in layers}
-    parts = {name: MaterializedLayer(part, notes[name]) for name, part in layers.items()}
-    return HighLevelGraph(parts, needs)  # type: ignore[no-any-return]
-
-
-def _names_from(
-    graph: HighLevelGraph, tasks: Mapping[Any, Any], is_start: Callable[[Layer], bool]
-) -> set[str]:
-    """Names of the tasks of some layers and of all that follow.
-
-    What follows may be one task with them after optimisation, under the name of the last; or under
-    a new one, to which that of the last is an alias.
-    """
-    found = [name for name, layer in graph.layers.items() if is_start(layer)]
-    names: set[str] = set()
-    while found:
-        name = found.pop()
-        if name not in names:
-            names.add(name)
-            found.extend(graph.dependents[name])
-    aliases = [task for task in tasks.values() if isinstance(task, Alias)] if names else []
-    targets = {_layer_name(task.target) for task in aliases if _layer_name(task.key) in names}
-    return names | {name for name in targets if name not in graph.layers}
-
-
-def _layer_name(key: Any) -> str:
-    return str(key[0] if isinstance(key, tuple) else key)
-
-
-def _needs_card(layer: Layer) -> bool:
-    """Whether the layer was built with ``device="cuda"``, be it before a client was there."""
-    task = getattr(layer, "task", None)
-    return getattr(task, "kwargs", {}).get("device") == "cuda"
 
 
 def learn_model(
@@ -466,23 +375,10 @@ def write_images(
             task = Task((prefix, i), write, TaskRef(goal), TaskRef(block), starts[i])
             graph[task.key] = task
         keys = [(prefix, i) for i in chosen]
-        notes = {}
-        on_card = _names_from(images.dask, graph, _needs_card)
-        if on_card and _workers_have_cards():
-            notes["resources"] = _Resources(frozenset({*on_card, prefix}))
+        notes = requests(images.dask, graph, prefix)
         _fuse_writes(graph, keys, goal)
         with dask.annotate(**notes):
             _run(graph, keys, count)
-
-
-@dataclass(frozen=True)
-class _Resources:
-    """What each task asks for, as Dask's annotations take it; the scheduler calls it."""
-
-    on_card: frozenset[str]
-
-    def __call__(self, key: Any) -> dict[str, int]:
-        return ONE_CARD if _layer_name(key) in self.on_card else {}
 
 
 def _fuse_writes(graph: dict[Any, Any], keys: list[tuple[str, int]], goal: str) -> None:
