@@ -25,22 +25,28 @@ def shared_data() -> Path:
     return SHARED
 
 
-DEVICES = ["cpu", "cuda on host", pytest.param("cuda", marks=pytest.mark.gpu)]
+CARDS = ["cuda on host", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=["cpu", *CARDS])
 def device(request: pytest.FixtureRequest) -> str:
-    """Each device in turn.
+    """Each device in turn: "cpu", and "cuda" as `card` has it."""
+    return "cpu" if request.param == "cpu" else use_card(request)
 
-    "cuda on host" runs what is written for a card on the host, and is called "cuda"; "cuda" itself
-    skips, with the reason, where there is no card.
-    """
+
+@pytest.fixture(params=CARDS)
+def card(request: pytest.FixtureRequest) -> str:
+    """The device "cuda": on the host, by a stand-in for CuPy, and where there is a card on that."""
+    return use_card(request)
+
+
+def use_card(request: pytest.FixtureRequest) -> str:
+    """Prepare the device of a fixture's parameter; skip, with the reason, where there is none."""
     if request.param == "cuda on host":
         request.getfixturevalue("cuda_on_host").strict = True
-        return "cuda"
-    if request.param == "cuda" and why_no_cuda() is not None:
-        pytest.skip(f"no card: {why_no_cuda()}")
-    return str(request.param)
+    elif (reason := why_no_cuda()) is not None:
+        pytest.skip(f"no card: {reason}")
+    return "cuda"
 
 
 @pytest.fixture

@@ -464,32 +464,15 @@ __device__ __forceinline__ float read_at(const char* source, unsigned offset) {
   return *reinterpret_cast<const float*>(source + offset);
 }
 
-// Haar transform across the slots of each group, as far as its size goes.
-template <int GROUP>
+// Haar transform across the slots of each group, as far as its size goes; or the same steps in reverse
+// order, which undo it but for factors of two.
+template <int GROUP, bool INVERSE>
 __device__ __forceinline__ void haar(float (&v)[SLOTS], const int (&sizes)[SLOTS / 8]) {
 #pragma unroll
   for (int g = 0; g < SLOTS / GROUP; g++) {
 #pragma unroll
-    for (int gap = 1; gap < GROUP; gap *= 2) {
-      if (gap < sizes[g]) {
-#pragma unroll
-        for (int k = g * GROUP; k < (g + 1) * GROUP; k += 2 * gap) {
-          const float left = v[k], right = v[k + gap];
-          v[k] = left + right;
-          v[k + gap] = left - right;
-        }
-      }
-    }
-  }
-}
-
-// The same steps in reverse order.
-template <int GROUP>
-__device__ __forceinline__ void inverse_haar(float (&v)[SLOTS], const int (&sizes)[SLOTS / 8]) {
-#pragma unroll
-  for (int g = 0; g < SLOTS / GROUP; g++) {
-#pragma unroll
-    for (int gap = GROUP / 2; gap > 0; gap /= 2) {
+    for (int step = 1; step < GROUP; step *= 2) {
+      const int gap = INVERSE ? GROUP / 2 / step : step;
       if (gap < sizes[g]) {
 #pragma unroll
         for (int k = g * GROUP; k < (g + 1) * GROUP; k += 2 * gap) {
@@ -592,7 +575,7 @@ __device__ __forceinline__ void load_pixels(const Strip& strip, const float* ima
       v[k] = read_at(source, strip.places[k]);
     }
   });
-  if (!PART) haar<Slots::IN_SLOTS>(v, strip.sizes);
+  if (!PART) haar<Slots::IN_SLOTS, false>(v, strip.sizes);
 }
 
 // Blocks transformed across blocks, "by block".
@@ -695,8 +678,8 @@ __device__ __forceinline__ float filter_slots(const Strip& strip, float threshol
   turn_to_pixels(strip.turn, block, upper);
   turn_to_pixels(strip.turn, block + HALF_BLOCK, lower);
   if (!PART) {
-    inverse_haar<Shape<GROUP>::IN_SLOTS>(upper, strip.sizes);
-    inverse_haar<Shape<GROUP>::IN_SLOTS>(lower, strip.sizes);
+    haar<Shape<GROUP>::IN_SLOTS, true>(upper, strip.sizes);
+    haar<Shape<GROUP>::IN_SLOTS, true>(lower, strip.sizes);
   }
   return strength;
 }

@@ -33,13 +33,9 @@ PROFILES = [
 ]
 
 
-@pytest.fixture(params=["cuda on host", pytest.param("cuda", marks=pytest.mark.gpu)])
-def twin(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture
+def twin(card: str) -> Any:
     """The module, with CuPy or its stand-in."""
-    if request.param == "cuda on host":
-        request.getfixturevalue("cuda_on_host").strict = True
-    elif (reason := emdask.backend.why_no_cuda()) is not None:
-        pytest.skip(f"no card: {reason}")
     from emdask.kernels import bm3d_cuda
 
     return bm3d_cuda
