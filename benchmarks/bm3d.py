@@ -11,11 +11,9 @@ such tables, so each method's sigma is swept, and both the nominal and the best 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -27,28 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from inputs import Floats, Input, psnr, simulate_particles, with_noise
 from scipy.ndimage import gaussian_filter
+from tables import describe_machine, table, write_lines
 
 from emdask.kernels import bm3d_cpu, bm3d_plan
 from emdask.kernels.noise import estimate_sigma
 
-Floats = npt.NDArray[np.float32]
 STRENGTHS = (0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.7, 2.0)
 PEER_STRENGTHS = (1.0, 1.2, 1.4)
 N_SWEEP = 4
 LARGEST_SWEPT_PX = 600
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """One row of the table: clean and noisy images, noise and range of the PSNR."""
-
-    name: str
-    clean: Floats
-    noisy: Floats
-    sigma: float
-    data_range: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +57,19 @@ def main() -> None:
     peers = [*our_profiles(), *package_bm3d(), *plugin_bm3dcpu()]
     if arguments.quick:
         peers = [peer for peer in peers if not peer.slow]
-    lines = [*describe_machine(), "", *([] if arguments.quick else compile_time()), ""]
+    lines = [describe_machine("numpy"), "", *([] if arguments.quick else compile_time()), ""]
     print("\n".join(lines), flush=True)
-    for table in (
+    for measure in (
         lambda: nominal_table(inputs, peers),
         lambda: strength_table(inputs, peers, arguments.quick),
         lambda: sigma_table(inputs),
         lambda: stage_table(inputs),
         lambda: core_table(inputs[-1]),
     ):
-        rows = [*table(), ""]
+        rows = [*measure(), ""]
         lines += rows
         print("\n".join(rows), flush=True)
-    if arguments.out:
-        arguments.out.write_text("\n".join(lines))
+    write_lines(lines, arguments.out)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -150,27 +136,6 @@ def make_inputs(quick: bool) -> list[Input]:
         name = f"{len(particles)} particles {particles.shape[-1]}, SNR {snr}"
         inputs.append(with_noise(name, particles, sigma, 1.0, rng))
     return inputs
-
-
-def with_noise(
-    name: str, clean: Floats, sigma: float, data_range: float, rng: np.random.Generator
-) -> Input:
-    """Add white noise to clean images."""
-    noisy = (clean + sigma * rng.normal(size=clean.shape)).astype(np.float32)
-    return Input(name=name, clean=clean, noisy=noisy, sigma=sigma, data_range=data_range)
-
-
-def simulate_particles(n: int, size: int, rng: np.random.Generator) -> Floats:
-    """Sum blobs within a disc, in [0, 1], as projections of a protein."""
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    images = np.zeros((n, size, size), np.float32)
-    for image in images:
-        for _ in range(40):
-            angle, radius = rng.uniform(0, 2 * np.pi), size / 4 * np.sqrt(rng.uniform())
-            cy, cx, width = radius * np.sin(angle), radius * np.cos(angle), rng.uniform(2, 5)
-            image += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
-        image /= image.max()
-    return images
 
 
 # Peers
@@ -240,12 +205,6 @@ def plugin_bm3dcpu() -> list[Peer]:
 # Measures
 
 
-def psnr(images: Any, clean: Floats, data_range: float) -> float:
-    """Peak signal-to-noise ratio over all images, in dB."""
-    error = np.mean((np.asarray(images, np.float64) - clean) ** 2)
-    return float(10 * np.log10(data_range**2 / error))
-
-
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
     """CPU seconds of a call and what it returned."""
     start = time.process_time()
@@ -265,14 +224,14 @@ def nominal_table(inputs: list[Input], peers: list[Peer]) -> list[str]:
     for peer in peers:
         peer.run(inputs[0].noisy[:1, :32, :32], inputs[0].sigma)  # loads its code
     head = ["input", *(peer.name for peer in peers), "best Gaussian"]
-    lines = ["Nominal sigma: CPU seconds, PSNR in dB", "", *table_head(head)]
+    rows = []
     for row in inputs:
         cells = []
         for peer in peers:
             seconds, result = timed(lambda peer=peer, row=row: peer.run(row.noisy, row.sigma))
             cells.append(f"{seconds:.2f} s, {psnr(result, row.clean, row.data_range):.3f}")
-        lines.append(table_row([row.name, *cells, f"{best_gaussian(row):.3f}"]))
-    return lines
+        rows.append([row.name, *cells, f"{best_gaussian(row):.3f}"])
+    return ["Nominal sigma: CPU seconds, PSNR in dB", "", *table(head, rows)]
 
 
 def strength_table(inputs: list[Input], peers: list[Peer], quick: bool) -> list[str]:
@@ -282,11 +241,11 @@ def strength_table(inputs: list[Input], peers: list[Peer], quick: bool) -> list[
         f"Best sigma of {STRENGTHS} (bm3d: {PEER_STRENGTHS}) times the nominal, first {N_SWEEP} "
         "images of each input"
     )
-    lines = [title, "", *table_head(head)]
+    rows = []
     for row in inputs:
         cells = [best_strength(row, peer, quick) for peer in peers]
-        lines.append(table_row([row.name, *cells, f"{best_gaussian(row, N_SWEEP):.3f}"]))
-    return lines
+        rows.append([row.name, *cells, f"{best_gaussian(row, N_SWEEP):.3f}"])
+    return [title, "", *table(head, rows)]
 
 
 def best_strength(row: Input, peer: Peer, quick: bool) -> str:
@@ -305,18 +264,18 @@ def best_strength(row: Input, peer: Peer, quick: bool) -> str:
 
 def sigma_table(inputs: list[Input]) -> list[str]:
     """Estimated over true sigma."""
-    lines = ["Estimated sigma / true sigma", "", *table_head(["input", "lowest", "highest"])]
+    rows = []
     for row in inputs:
         ratios = estimate_sigma(row.noisy) / row.sigma
-        lines.append(table_row([row.name, f"{ratios.min():.3f}", f"{ratios.max():.3f}"]))
-    return lines
+        rows.append([row.name, f"{ratios.min():.3f}", f"{ratios.max():.3f}"])
+    return ["Estimated sigma / true sigma", "", *table(["input", "lowest", "highest"], rows)]
 
 
 def stage_table(inputs: list[Input]) -> list[str]:
     """Where the time of the normal profile goes, in microseconds a reference block and step."""
     head = ["input", "matching", "hard filter", "Wiener filter", "both steps", "rest"]
-    lines = ["Microseconds a reference block (profile normal)", "", *table_head(head)]
-    lines += [table_row([row.name, *stage_times(row)]) for row in inputs]
+    rows = [[row.name, *stage_times(row)] for row in inputs]
+    lines = ["Microseconds a reference block (profile normal)", "", *table(head, rows)]
     floor = arithmetic_floor(bm3d_plan.NORMAL)
     lines += ["", "Arithmetic floor, vector operations of 8 lanes a reference block:"]
     lines += [f"- {name}: {count:,.0f}" for name, count in floor.items()]
@@ -413,30 +372,6 @@ def compile_time() -> list[str]:
             for _ in range(2)
         ]
     return [f"First call: {seconds[0]:.1f} CPU s compiling, {seconds[1]:.1f} s from the cache."]
-
-
-# Text
-
-
-def describe_machine() -> list[str]:
-    """Date, processor and versions."""
-    model = platform.processor() or "unknown processor"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].partition(":")[2].strip() if names else model
-    today = datetime.date.today().isoformat()
-    return [f"{today}, {model}, Python {platform.python_version()}, NumPy {np.__version__}"]
-
-
-def table_head(cells: list[str]) -> list[str]:
-    """Two lines that open a Markdown table."""
-    return [table_row(cells), table_row(["---"] * len(cells))]
-
-
-def table_row(cells: list[str]) -> str:
-    """One line of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

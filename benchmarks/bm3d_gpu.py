@@ -31,14 +31,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from inputs import Floats, Input, psnr, simulate_particles, with_noise
 from tables import describe_machine, table, write_lines
 
 from emdask.backend import why_no_cuda
 from emdask.kernels import bm3d_plan
 from emdask.kernels.bm3d_plan import BLOCK, Profile, lay_out, wavelet_matrix
 
-Floats = npt.NDArray[np.float32]
 PROFILES = {
     "normal": bm3d_plan.NORMAL,
     "fast": bm3d_plan.FAST,
@@ -57,17 +56,6 @@ STAGE_NAMES = {"pad_images": "padding", "start_sums": "clearing", "finish_sums":
 NARROW_CARDS = {"60": 64, "70": 64, "72": 64, "75": 64, "80": 64}
 FROM_HOST = ", host to host"
 BAR = {"bm3d-triton": (6.0, 10.0), "BM3DCUDA": (2.5, 4.0)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """Clean and noisy images of one shape, noise, and range of the PSNR."""
-
-    name: str
-    clean: Floats
-    noisy: Floats
-    sigma: float
-    data_range: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,27 +228,6 @@ def make_inputs(quick: bool) -> list[Input]:
 def at_snr(name: str, clean: Floats, rng: np.random.Generator, snr: float = 0.1) -> Input:
     """Add noise of the variance that gives the signal-to-noise ratio."""
     return with_noise(name, clean, float(np.sqrt(clean.var() / snr)), 1.0, rng)
-
-
-def with_noise(
-    name: str, clean: Floats, sigma: float, data_range: float, rng: np.random.Generator
-) -> Input:
-    """Add white noise to clean images."""
-    noise = np.float32(sigma) * rng.standard_normal(clean.shape, np.float32)
-    return Input(name=name, clean=clean, noisy=clean + noise, sigma=sigma, data_range=data_range)
-
-
-def simulate_particles(n: int, size: int, rng: np.random.Generator) -> Floats:
-    """Sum blobs within a disc, in [0, 1], as projections of a protein."""
-    y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    images = np.zeros((n, size, size), np.float32)
-    for image in images:
-        for _ in range(40):
-            angle, radius = rng.uniform(0, 2 * np.pi), size / 4 * np.sqrt(rng.uniform())
-            cy, cx, width = radius * np.sin(angle), radius * np.cos(angle), rng.uniform(2, 5)
-            image += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
-        image /= image.max()
-    return images
 
 
 def tile_particles(particles: Floats, n: int, rng: np.random.Generator) -> Floats:
@@ -456,12 +423,6 @@ def prepare_vapoursynth(
 
 
 # Measures
-
-
-def psnr(images: Any, clean: Floats, data_range: float) -> float:
-    """Peak signal-to-noise ratio over all images, in dB."""
-    error = np.mean((np.asarray(images, np.float64) - clean) ** 2)
-    return float(10 * np.log10(data_range**2 / error))
 
 
 def sweep(program: Program, row: Input) -> Best | str:

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from arguments import QUICK, errors_as_sentences, parse_count
+from inputs import simulate_particles
 from tables import describe_machine, table, write_lines
 from zarr.codecs import BloscCodec
 
@@ -130,7 +131,7 @@ def use_one_core() -> None:
 def make_inputs(n_bytes: int, stacks: list[tuple[str, Any]]) -> Iterator[tuple[str, Images]]:
     """Yield stacks of about that size: simulated, seeded, and those opened, with their names."""
     rng = np.random.default_rng(20261122)
-    particles = simulate_particles(64, rng)
+    particles = simulate_particles(64, SIDE_PX, rng)
     noise = particles + rng.normal(size=particles.shape) * np.sqrt(particles.var() / 0.1)
     counts = rng.poisson(1 + 0.3 * particles)
     clean = emdask.denoise(noise.astype("f4"), "bm3d").compute()
@@ -141,19 +142,6 @@ def make_inputs(n_bytes: int, stacks: list[tuple[str, Any]]) -> Iterator[tuple[s
     yield "float32: denoised by BM3D", fill(clean, n_bytes, rng)
     for name, stack in stacks:
         yield f"{stack.dtype}: {name}", fill(stack.values, n_bytes, rng)
-
-
-def simulate_particles(n: int, rng: np.random.Generator) -> Images:
-    """Sum blobs within a disc, in [0, 1], as projections of a protein."""
-    y, x = np.mgrid[:SIDE_PX, :SIDE_PX] - (SIDE_PX - 1) / 2
-    images = np.zeros((n, SIDE_PX, SIDE_PX))
-    for image in images:
-        for _ in range(40):
-            angle, radius = rng.uniform(0, 2 * np.pi), SIDE_PX / 4 * np.sqrt(rng.uniform())
-            cy, cx, width = radius * np.sin(angle), radius * np.cos(angle), rng.uniform(2, 5)
-            image += np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / (2 * width**2))
-        image /= image.max()
-    return images
 
 
 def digitise(noise: Images) -> Images:
