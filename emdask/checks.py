@@ -48,6 +48,14 @@ def check_integer(
     require(ok, what, f"{name} must be an integer{_range(low, high)}", value)
 
 
+def check_sigma(what: str, value: object) -> None:
+    """Require a standard deviation of the noise: "auto" or a number of at least 0."""
+    if value != "auto":
+        ok = isinstance(value, Real) and not isinstance(value, bool)
+        ok = ok and 0 <= float(value) < math.inf  # type: ignore[arg-type]
+        require(ok, what, 'sigma must be "auto" or a number of at least 0', value)
+
+
 def check_choice(what: str, name: str, value: object, choices: Iterable[str]) -> None:
     """Require one of the words in ``choices``."""
     words = list(choices)

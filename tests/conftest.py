@@ -57,7 +57,7 @@ def cuda_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if (reason := host.why_no_compiler()) is not None:
         pytest.skip(reason)
     # A card transforms 4 million pixels at once, however few there are: half a second here.
-    monkeypatch.setattr("emdask.kernels.bm3d_plan.TRANSFORM_PIXELS", 1 << 12)
+    monkeypatch.setattr("emdask.kernels.scales.TRANSFORM_PIXELS", 1 << 12)
     with cupy_on_host.installed(cupy_on_host.Card()) as card:
         yield card
 

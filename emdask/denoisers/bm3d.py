@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace
-from emdask.checks import check_choice, check_integer, check_number, require
+from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
 from emdask.kernels.bm3d_plan import FAST, HIGH_NOISE, NORMAL, WIDEST_WINDOW, Profile
-from emdask.kernels.noise import estimate_sigma, estimate_snr
+from emdask.kernels.noise import estimate_snr, known_sigmas
 from emdask.method import Method, parameter
 
 PROFILES = {"normal": NORMAL, "fast": FAST, "high_noise": HIGH_NOISE}
@@ -81,11 +81,7 @@ class BM3D:
     )
 
     def __post_init__(self) -> None:
-        if self.sigma != "auto":
-            number = isinstance(self.sigma, int | float | np.floating | np.integer)
-            ok = number and np.isfinite(self.sigma) and self.sigma >= 0
-            rule = 'sigma must be "auto" or a number of at least 0'
-            require(bool(ok) and not isinstance(self.sigma, bool), "bm3d", rule, self.sigma)
+        check_sigma("bm3d", self.sigma)
         check_choice("bm3d", "profile", self.profile, ("auto", *PROFILES))
         if self.window_px is not None:
             check_integer("bm3d", "window_px", self.window_px, *WINDOW_PX)
@@ -142,18 +138,11 @@ def _denoise(images: Any, params: BM3D, denoise: Callable[[Any, Any, Profile], A
     """Denoise images whose profiles may differ, by either twin."""
     xp = array_namespace(images)
     result = xp.empty(images.shape, np.float32)
-    sigmas = known_sigmas(images, params)
+    sigmas = known_sigmas(images, params.sigma)
     for name, chosen in choose_profiles(images, sigmas, params.profile).items():
         profile = adapt_profile(PROFILES[name], params)
         result[chosen] = denoise(images[chosen], sigmas[chosen], profile)
     return result
-
-
-def known_sigmas(images: Any, params: BM3D) -> Any:
-    """Noise of each image in grey levels: given or estimated; (n,)."""
-    if params.sigma == "auto":
-        return estimate_sigma(images)
-    return array_namespace(images).full(len(images), float(params.sigma))
 
 
 def choose_profiles(images: Any, sigmas: Any, profile: str) -> dict[str, Any]:

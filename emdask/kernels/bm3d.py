@@ -24,11 +24,8 @@ from emdask.kernels.bm3d_plan import (
     Profile,
     blend_window,
     crop_images,
-    double,
-    halve,
-    has_coarser_scale,
-    merge_scales,
 )
+from emdask.kernels.scales import double, halve, has_coarser_scale, merge_scales
 
 __all__ = ["Rows", "Twin", "denoise_batch", "denoise_unit_noise"]
 

@@ -1,4 +1,4 @@
-"""Profiles, transforms and geometry of BM3D, shared by the CPU and CUDA twins."""
+"""Profiles, transforms of blocks and geometry of BM3D, shared by the CPU and CUDA twins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from emdask.backend import array_namespace, fourier_namespace
+from emdask.backend import array_namespace
 
 __all__ = [
     "BLOCK",
@@ -25,11 +25,7 @@ __all__ = [
     "blend_window",
     "cosine_matrix",
     "crop_images",
-    "double",
-    "halve",
-    "has_coarser_scale",
     "lay_out",
-    "merge_scales",
     "pad_images",
     "search_shifts",
     "spread_weights",
@@ -43,10 +39,6 @@ WIDEST_WINDOW = 99
 FAR = np.float32(1e15)
 # Sum of squared differences of blocks of which one reaches outside: at least this.
 NEVER_SIMILAR = 1e29
-# Share of a coarse image's frequencies, from zero on, that its estimate decides.
-COARSE_SHARE = 0.8
-# Pixels that a card transforms at once: in 100 to 200 MiB of working memory.
-TRANSFORM_PIXELS = 1 << 22
 # Taps of the biorthogonal spline wavelet 1.5 of Cohen, Daubechies and Feauveau, times 128 sqrt(2).
 LOW_TAPS = (3, -3, -22, 22, 128, 128, 22, -22, -3, 3)
 
@@ -235,81 +227,3 @@ def wavelet_matrix() -> npt.NDArray[np.float64]:
         n //= 2
     scaled: npt.NDArray[np.float64] = result / np.linalg.norm(result, axis=1, keepdims=True)
     return scaled
-
-
-def has_coarser_scale(shape: tuple[int, ...]) -> bool:
-    """Whether blocks still fit into an image of half the size."""
-    return min(shape) >= 2 * BLOCK
-
-
-def halve(images: Any) -> Any:
-    """Low frequencies of images as smaller images: (..., h, w) -> (..., ceil(h/2), ceil(w/2)).
-
-    Cosine transforms keep white noise white and of the same deviation, work for any size and treat
-    all sides of the image alike.
-
-    Examples
-    --------
-    >>> halve(np.ones((5, 8), np.float32)).shape
-    (3, 4)
-    """
-    rows, columns = (-(-n // 2) for n in images.shape[-2:])
-    return _from_frequencies(_to_frequencies(images)[..., :rows, :columns])
-
-
-def double(images: Any, shape: tuple[int, int]) -> Any:
-    """Smooth images of a shape whose `halve` are the given images; (..., *shape)."""
-    rows, columns = images.shape[-2:]
-    frequencies = array_namespace(images).zeros((*images.shape[:-2], *shape), np.float32)
-    frequencies[..., :rows, :columns] = _to_frequencies(images)
-    return _from_frequencies(frequencies)
-
-
-def merge_scales(fine: Any, coarse: Any) -> Any:
-    """Replace the low frequencies of estimates by those of estimates at half resolution.
-
-    Facciolo, Pierazzo and Morel, "Conservative scale recomposition for multiscale denoising", SIAM
-    Journal on Imaging Sciences 10 (2017) 1603-1626.
-    """
-    rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape[-2:])
-    frequencies = _to_frequencies(fine)
-    frequencies[..., :rows, :columns] = _to_frequencies(coarse)[..., :rows, :columns]
-    return _from_frequencies(frequencies)
-
-
-def _to_frequencies(images: Any) -> Any:
-    return _transform("dct", images)
-
-
-def _from_frequencies(frequencies: Any) -> Any:
-    return _transform("idct", frequencies)
-
-
-def _transform(name: str, images: Any) -> Any:
-    """Orthonormal cosine transform, or its inverse, along the last two axes."""
-    xp = array_namespace(images)
-    library = fourier_namespace(images)
-    if xp is np:
-        return getattr(library, name + "n")(images, norm="ortho", axes=(-2, -1))
-    for _ in range(2):
-        rows = _transform_rows(getattr(library, name), images)
-        images = xp.ascontiguousarray(xp.swapaxes(rows, -1, -2))
-    return images
-
-
-def _transform_rows(transform: Any, images: Any) -> Any:
-    """Transform along the last axis, always as many rows at a time.
-
-    The card's library may round otherwise for another number of rows, and an image must not depend
-    on those beside it; nor on their number how much memory the transform takes.
-    """
-    xp = array_namespace(images)
-    length = images.shape[-1]
-    rows = xp.ascontiguousarray(images, np.float32).reshape(-1, length)
-    result = xp.empty(rows.shape, np.float32)
-    batch = xp.zeros((max(1, TRANSFORM_PIXELS // length), length), np.float32)
-    for start in range(0, len(rows), len(batch)):
-        part = rows[start : start + len(batch)]
-        batch[: len(part)] = part
-        result[start : start + len(batch)] = transform(batch, norm="ortho", axis=-1)[: len(part)]
-    return result.reshape(images.shape)

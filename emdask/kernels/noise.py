@@ -9,7 +9,7 @@ import numpy as np
 
 from emdask.backend import array_namespace
 
-__all__ = ["estimate_sigma", "estimate_snr"]
+__all__ = ["estimate_sigma", "estimate_snr", "known_sigmas"]
 
 # Median of the absolute value of a standard normal variable.
 NORMAL_MEDIAN = 0.6744897501960817
@@ -72,6 +72,32 @@ def estimate_sigma(images: Any) -> Any:
     # Filtered images may lack their finest detail; noise is never more than the whole image.
     larger = xp.minimum(xp.maximum(fine, coarse), images.std(axis=(1, 2), dtype="f8"))
     return xp.where(estimate_snr(images, fine) < 1, larger, fine)
+
+
+def known_sigmas(images: Any, sigma: Any) -> Any:
+    """Return the standard deviation of each image's noise: as given, or estimated.
+
+    Parameters
+    ----------
+    images
+        Images in grey levels, (n, h, w), finite.
+    sigma
+        "auto", or one number for all images.
+
+    Returns
+    -------
+    (n,) float64
+        In grey levels.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> known_sigmas(np.zeros((2, 4, 4)), 0.5)
+    array([0.5, 0.5])
+    """
+    if sigma == "auto":
+        return estimate_sigma(images)
+    return array_namespace(images).full(len(images), float(sigma))
 
 
 def _fine_detail(images: Any) -> Any:

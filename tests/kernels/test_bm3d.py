@@ -112,14 +112,6 @@ def test_scales_agree_with_the_slow_reference(
     assert_close(twin.denoise(noisy, profile=profile), slowly_denoised(shape, profile))
 
 
-def test_half_of_white_noise_is_white_noise() -> None:
-    noise = np.random.default_rng(0).normal(size=(255, 256)).astype(np.float32)
-    half = bm3d_plan.halve(noise)
-    assert half.shape == (128, 128)
-    assert half.std() == pytest.approx(1, rel=0.02)
-    np.testing.assert_allclose(bm3d_plan.halve(bm3d_plan.double(half, (255, 256))), half, atol=1e-5)
-
-
 @pytest.mark.parametrize("contrast", [1.0, 0.0])
 def test_groups_are_the_nearest_blocks(twin: Loops, contrast: float) -> None:
     """Where all blocks are equal, in a flat image, those nearer in the image come first."""
