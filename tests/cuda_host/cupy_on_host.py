@@ -1,4 +1,4 @@
-"""A stand-in for CuPy over NumPy, whose raw kernels run on fibres of one host thread.
+"""A stand-in for CuPy and cuCIM over NumPy, whose raw kernels run on fibres of one host thread.
 
 What it has not is NumPy's. Memory is counted: creating an array larger than what is free on the
 `Card` raises, as on a card. ``cupy.empty`` is full of NaN.
@@ -9,18 +9,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.machinery
+import inspect
 import sys
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import scipy.fft
+import scipy.ndimage
 
 from tests.cuda_host import host
 
@@ -45,6 +47,43 @@ NOT_IN_CUPY = (
 )
 # Of functions of both, parameters that CuPy's do not take.
 NOT_TAKEN = frozenset(("where", "initial", "workers", "orthogonalize"))
+# Functions of CuPy 14.2's cupyx.scipy.ndimage by the parameters that they take: required, optional,
+# and those that must be named. SciPy's have more.
+FILTER = "output mode cval"
+MORPHOLOGY = "structure iterations mask output border_value origin brute_force"
+NDIMAGE = {
+    "binary_dilation": ("input", MORPHOLOGY, "axes"),
+    "binary_erosion": ("input", MORPHOLOGY, "axes"),
+    "convolve": ("input weights", f"{FILTER} origin", "axes"),
+    "convolve1d": ("input weights", f"axis {FILTER} origin", ""),
+    "correlate": ("input weights", f"{FILTER} origin", "axes"),
+    "correlate1d": ("input weights", f"axis {FILTER} origin", ""),
+    "distance_transform_edt": (
+        "image",
+        "sampling return_distances return_indices distances indices",
+        "",
+    ),
+    "find_objects": ("input", "max_label", ""),
+    "gaussian_filter": ("input sigma", f"order {FILTER} truncate radius axes", ""),
+    "gaussian_filter1d": ("input sigma", f"axis order {FILTER} truncate", ""),
+    "label": ("input", "structure output", ""),
+    "laplace": ("input", FILTER, "axes"),
+    "maximum_filter": ("input", f"size footprint {FILTER} origin axes", ""),
+    "median_filter": ("input", f"size footprint {FILTER} origin axes", ""),
+    "minimum_filter": ("input", f"size footprint {FILTER} origin axes", ""),
+    "percentile_filter": ("input percentile", f"size footprint {FILTER} origin axes", ""),
+    "rank_filter": ("input rank", f"size footprint {FILTER} origin axes", ""),
+    "sum_labels": ("input", "labels index", ""),
+    "uniform_filter": ("input", f"size {FILTER} origin axes", ""),
+    "uniform_filter1d": ("input size", f"axis {FILTER} origin", ""),
+}
+# Likewise of cuCIM 26.10's cucim.skimage.restoration.
+RESTORATION = {
+    "denoise_tv_chambolle": ("image", "weight eps max_num_iter", "channel_axis"),
+    "richardson_lucy": ("image psf", "num_iter clip filter_epsilon", ""),
+    "unsupervised_wiener": ("image psf", "reg user_params is_real clip", "rng"),
+    "wiener": ("image psf balance", "reg is_real clip", ""),
+}
 
 
 class CUDARuntimeError(RuntimeError):
@@ -698,9 +737,118 @@ def make_fourier(card: Card) -> dict[str, ModuleType]:
     return {"cupyx.scipy": scipy_on_card, "cupyx.scipy.fft": fft, "cupy.fft": numpy_on_card}
 
 
+# --- Functions of SciPy and scikit-image ----------------------------------------------------------
+
+
+def make_signature(required: str, optional: str, named: str) -> inspect.Signature:
+    """What a function takes, from lists of names."""
+    kinds = inspect.Parameter
+    some = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in required.split()]
+    some += [kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=None) for name in optional.split()]
+    some += [kinds(name, kinds.KEYWORD_ONLY, default=None) for name in named.split()]
+    return inspect.Signature(some)
+
+
+def take_from(
+    card: Card, library: ModuleType, functions: Mapping[str, tuple[str, str, str]]
+) -> dict[str, Callable[..., Any]]:
+    """Functions of a library of the host that take and return what the card's do."""
+
+    def take(function: Any, signature: inspect.Signature) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def on_card(*args: Any, **kwargs: Any) -> Any:
+            taken = signature.bind(*args, **kwargs).arguments
+            if card.strict:
+                refuse_host_arrays(taken.values())
+            result = function(**{name: to_host(value) for name, value in taken.items()})
+            if taken.get("output") is not None and isinstance(taken["output"], np.ndarray):
+                return taken["output"]
+            return to_card(result) if card.strict else result
+
+        return on_card
+
+    return {
+        name: take(getattr(library, name), make_signature(*names))
+        for name, names in functions.items()
+    }
+
+
+def make_random(card: Card) -> ModuleType:
+    """``cupy.random``, as far as its generators go; their numbers are not those of NumPy."""
+
+    class XORWOW:
+        """A source of random bits."""
+
+        def __init__(self, seed: Any = None) -> None:
+            self.host = np.random.MT19937(seed)
+
+    class Generator:
+        """Random numbers on the card."""
+
+        def __init__(self, bit_generator: XORWOW) -> None:
+            self._host = np.random.Generator(bit_generator.host)
+
+        def standard_normal(
+            self, size: Any = None, dtype: Any = np.float64, out: Any = None
+        ) -> Any:
+            """Normal numbers."""
+            return to_card(np.asarray(self._host.standard_normal(size, dtype)))
+
+        def gamma(self, shape: Any, scale: Any = 1.0, size: Any = None) -> Any:
+            """Numbers of the gamma distribution."""
+            return to_card(np.asarray(self._host.gamma(shape, to_host(scale), size)))
+
+    def default_rng(seed: Any = None) -> Generator:
+        if isinstance(seed, Generator):
+            return seed
+        return Generator(seed if isinstance(seed, XORWOW) else XORWOW(seed))
+
+    return make_module("cupy.random", Generator=Generator, XORWOW=XORWOW, default_rng=default_rng)
+
+
+class DrawsOfCard(np.random.Generator):
+    """Random numbers of a generator of the card, for a function of the host."""
+
+    def __new__(cls, generator: Any) -> DrawsOfCard:
+        """Made as NumPy makes its own."""
+        return super().__new__(cls, np.random.PCG64(0))
+
+    def __init__(self, generator: Any) -> None:
+        super().__init__(np.random.PCG64(0))
+        self._generator = generator
+
+    def standard_normal(self, size: Any = None) -> Any:  # type: ignore[override]
+        """Normal numbers."""
+        return to_host(self._generator.standard_normal(size))
+
+    def gamma(self, shape: Any, scale: Any) -> Any:  # type: ignore[override]
+        """Numbers of the gamma distribution."""
+        return to_host(self._generator.gamma(shape, to_card(scale)))
+
+
+def make_restoration(card: Card, random: ModuleType) -> dict[str, ModuleType]:
+    """``cucim.skimage.restoration``; its random numbers are those of ``cupy.random``."""
+    from skimage import restoration
+
+    functions = take_from(card, restoration, RESTORATION)
+    sample = functions["unsupervised_wiener"]
+
+    @functools.wraps(sample)
+    def unsupervised_wiener(*args: Any, rng: Any = None, **kwargs: Any) -> Any:
+        return sample(*args, **kwargs, rng=DrawsOfCard(random.default_rng(rng)))
+
+    functions["unsupervised_wiener"] = unsupervised_wiener
+    module = make_module("cucim.skimage.restoration", **functions)
+    skimage = make_module("cucim.skimage", restoration=module)
+    cucim = make_module("cucim", __version__="26.10.0", skimage=skimage)
+    return {made.__name__: made for made in (cucim, skimage, module)}
+
+
 def make_modules(card: Card) -> dict[str, ModuleType]:
     """All modules of the stand-in by name."""
-    cuda, fourier = make_cuda(card), make_fourier(card)
+    cuda, fourier, random = make_cuda(card), make_fourier(card), make_random(card)
+    ndimage = make_module("cupyx.scipy.ndimage", **take_from(card, scipy.ndimage, NDIMAGE))
+    fourier["cupyx.scipy"].ndimage = ndimage  # type: ignore[attr-defined]
     pinned = PinnedMemoryPool()
     pool = MemoryPool(card)
     creation = Creation(card)
@@ -710,6 +858,7 @@ def make_modules(card: Card) -> dict[str, ModuleType]:
         __getattr__=functools.partial(numpy_attribute, card),
         cuda=cuda["cupy.cuda"],
         fft=fourier["cupy.fft"],
+        random=random,
         ndarray=ndarray,
         RawModule=functools.partial(RawModule, card),
         get_default_memory_pool=lambda: pool,
@@ -719,12 +868,13 @@ def make_modules(card: Card) -> dict[str, ModuleType]:
     cupyx = make_module(
         "cupyx", scipy=fourier["cupyx.scipy"], empty_pinned=empty_pinned, zeros_pinned=zeros_pinned
     )
-    return {"cupy": cupy, "cupyx": cupyx, **cuda, **fourier}
+    modules = {"cupy": cupy, "cupyx": cupyx, "cupy.random": random, ndimage.__name__: ndimage}
+    return {**modules, **cuda, **fourier, **make_restoration(card, random)}
 
 
 def is_replaced(name: str) -> bool:
     """Whether a module is CuPy, or of the package and keeps references to CuPy."""
-    return name.partition(".")[0] in ("cupy", "cupyx") or (
+    return name.partition(".")[0] in ("cupy", "cupyx", "cucim") or (
         name.startswith("emdask.") and name.endswith("_cuda")
     )
 

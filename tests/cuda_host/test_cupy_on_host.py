@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
+import skimage.restoration
 
 from emdask import backend
 from tests.cuda_host.cupy_on_host import Card
@@ -240,6 +242,96 @@ def test_what_cupy_has_not_is_not_there(strict: Card) -> None:
         cupy.max(cupy.ones(3), initial=2)
     with pytest.raises(TypeError, match="workers"):
         cupyx.scipy.fft.dctn(cupy.ones(3), workers=1)
+
+
+def test_filters_are_those_of_scipy(card: Card) -> None:
+    import cupy
+    import cupyx.scipy.ndimage
+
+    host = np.random.default_rng(3).normal(size=(2, 20, 31)).astype(np.float32)
+    there, filters = cupy.asarray(host), cupyx.scipy.ndimage
+    pairs = [
+        (filters.gaussian_filter(there, (0, 2, 2)), scipy.ndimage.gaussian_filter(host, (0, 2, 2))),
+        (
+            filters.uniform_filter(there, 3, axes=(1, 2)),
+            scipy.ndimage.uniform_filter(host, (1, 3, 3)),
+        ),
+        (filters.median_filter(there, size=3), scipy.ndimage.median_filter(host, size=3)),
+    ]
+    for result, expected in pairs:
+        assert isinstance(result, cupy.ndarray) == card.strict
+        np.testing.assert_array_equal(cupy.asnumpy(result), expected)
+    output = cupy.empty_like(there)
+    assert filters.median_filter(there, 3, output=output) is output
+    np.testing.assert_array_equal(cupy.asnumpy(output), pairs[-1][1])
+
+
+def test_restoration_is_that_of_scikit_image(card: Card) -> None:
+    import cupy
+    from cucim.skimage import restoration
+
+    host = np.random.default_rng(3).normal(1, 0.1, size=(20, 31)).astype(np.float32)
+    there, kernel = cupy.asarray(host), np.full((3, 3), 1 / 9, np.float32)
+    psf = cupy.asarray(kernel)
+    pairs = [
+        (restoration.wiener(there, psf, 0.5), skimage.restoration.wiener(host, kernel, 0.5)),
+        (
+            restoration.richardson_lucy(there, psf, num_iter=3),
+            skimage.restoration.richardson_lucy(host, kernel, num_iter=3),
+        ),
+        (
+            restoration.denoise_tv_chambolle(there, 0.2),
+            skimage.restoration.denoise_tv_chambolle(host, 0.2),
+        ),
+    ]
+    for result, expected in pairs:
+        assert isinstance(result, cupy.ndarray) == card.strict
+        np.testing.assert_array_equal(cupy.asnumpy(result), expected)
+
+
+def test_random_numbers_of_the_card_are_not_those_of_the_host(strict: Card) -> None:
+    import cupy
+    from cucim.skimage import restoration
+
+    host = np.random.default_rng(3).normal(size=(16, 16))
+    there, psf = cupy.asarray(host), cupy.ones((1, 1))
+    few = {"max_num_iter": 5, "burnin": 1}
+    generator = cupy.random.default_rng(7)
+    assert cupy.random.default_rng(generator) is generator
+    results = [
+        restoration.unsupervised_wiener(there, psf, user_params=few, clip=False, rng=rng)[0].get()
+        for rng in (7, generator)
+    ]
+    np.testing.assert_array_equal(*results)
+    plain, _ = skimage.restoration.unsupervised_wiener(
+        host, np.ones((1, 1)), user_params=few, clip=False, rng=7
+    )
+    assert np.abs(results[0] - plain).max() > 1e-3
+
+
+def test_libraries_beside_cupy_refuse_what_they_do_not_take(strict: Card) -> None:
+    import cupy
+    import cupyx.scipy.ndimage
+    from cucim.skimage import restoration
+
+    there, host = cupy.ones((9, 9)), np.ones((9, 9))
+    attempts = (
+        lambda: cupyx.scipy.ndimage.gaussian_filter(host, 1),
+        lambda: cupyx.scipy.ndimage.convolve(there, host),
+        lambda: restoration.wiener(there, host, 0.5),
+        lambda: restoration.richardson_lucy(host, there),
+    )
+    for attempt in attempts:
+        with pytest.raises(TypeError, match="Unsupported type"):
+            attempt()
+    with pytest.raises(TypeError, match="workers"):
+        cupyx.scipy.ndimage.median_filter(there, 3, workers=1)
+    with pytest.raises(TypeError, match="iterations"):
+        restoration.richardson_lucy(there, there, iterations=3)
+    with pytest.raises(TypeError, match="positional"):
+        restoration.denoise_tv_chambolle(there, 0.1, 1e-3, 10, None)
+    assert not hasattr(restoration, "denoise_nl_means")
+    assert not hasattr(cupyx.scipy.ndimage, "vectorized_filter")
 
 
 def test_the_package_sees_a_card(cuda_on_host: Card) -> None:
