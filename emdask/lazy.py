@@ -271,6 +271,44 @@ def _apply_tile(images: Images, *, method: Method, params: Any, device: str) -> 
     return on_device(method.apply[where], images, params, device=where)  # type: ignore[no-any-return]
 
 
+def map_signature(function: Callable[..., Any], signature: str, *arrays: Any, **sizes: int) -> Any:
+    """Apply a function of plain arrays to the last axes of arrays, lazily if one is lazy.
+
+    Parameters
+    ----------
+    function
+        Module-level function of plain arrays; what its signature does not name broadcasts.
+    signature
+        As NumPy's generalised functions have, such as "(h,w),(h,w)->()".
+    *arrays
+        NumPy or Dask arrays; the axes that the signature names are merged into one chunk.
+    **sizes
+        Length of the axes that only the result has.
+
+    Returns
+    -------
+    float64 array
+        Of Dask if one of the arrays is, else what the function returns.
+
+    Examples
+    --------
+    >>> def span(image):
+    ...     return np.ptp(image, axis=(-2, -1))
+    >>> map_signature(span, "(h,w)->()", da.ones((3, 4, 4))).compute()
+    array([0., 0., 0.])
+    """
+    if not any(isinstance(array, da.Array) for array in arrays):
+        return function(*arrays)
+    return da.apply_gufunc(
+        function,
+        signature,
+        *arrays,
+        output_sizes=sizes,
+        allow_rechunk=True,
+        meta=np.empty((0,), np.float64),
+    )
+
+
 def learn_model(
     images: da.Array, image_ids: Images, method: Method, params: Any, *, name: str
 ) -> Delayed:

@@ -1,17 +1,36 @@
 """How good a result is: per image, for stacks and plain arrays alike.
 
-Each function takes NumPy, Dask or xarray images of dims (..., y, x) and reduces the last two.
+Each function takes NumPy, Dask or xarray images of dims (..., y, x) and reduces the last two; of
+Dask arrays it makes a graph and computes nothing.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
-from emdask.kernels.fourier import frequency_grid, half_plane_weights, power_spectrum
+from emdask.checks import sentence
+from emdask.errors import StackError
+from emdask.kernels.fourier import (
+    frequency_grid,
+    half_plane_weights,
+    power_spectrum,
+    radial_correlation,
+    ring_frequencies,
+)
+from emdask.lazy import map_signature
 
 AXES = (-2, -1)
+# Wang, Bovik, Sheikh and Simoncelli 2004: a Gaussian window of 11 x 11 pixels, and what keeps the
+# quotient stable.
+WINDOW_SIGMA_PX = 1.5
+WINDOW_PX = 11
+K1, K2 = 0.01, 0.03
 
 
 def mse(images: Any, clean: Any) -> Any:
@@ -31,7 +50,7 @@ def mse(images: Any, clean: Any) -> Any:
     >>> float(mse(np.full((4, 4), 3.0), np.ones((4, 4))))
     4.0
     """
-    difference = images - clean
+    difference = _real(images) - _real(clean)
     return (difference * difference).mean(axis=AXES, dtype=np.float64)
 
 
@@ -55,10 +74,181 @@ def psnr(images: Any, clean: Any, *, data_range: Any = None) -> Any:
     >>> float(psnr(np.full((4, 4), 0.1), np.zeros((4, 4)), data_range=1.0))
     20.0
     """
-    if data_range is None:
-        data_range = clean.max(axis=AXES) - clean.min(axis=AXES)
+    data_range = _range(clean) if data_range is None else data_range
     with np.errstate(divide="ignore"):
         return 10 * np.log10(data_range**2 / mse(images, clean))
+
+
+def ssim(images: Any, clean: Any, *, data_range: Any = None) -> Any:
+    """Return the structural similarity of each image and its clean one.
+
+    Parameters
+    ----------
+    images, clean : array, shape (..., h, w)
+        Images and what they should be; at least 11 x 11 pixels.
+    data_range : float or array, shape (...)
+        None takes max - min of each clean image.
+
+    Returns
+    -------
+    float64 array, shape (...)
+        At most 1, where the images are equal.
+
+    Raises
+    ------
+    StackError
+        If the images are smaller than the window.
+
+    Notes
+    -----
+    Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility to
+    structural similarity", IEEE Transactions on Image Processing 13 (2004) 600-612: Gaussian window
+    of standard deviation 1.5 px, 11 x 11 pixels, K1 = 0.01, K2 = 0.03, averaged where the window
+    lies within the image.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(16, 16))
+    >>> round(float(ssim(image, image)), 6)
+    1.0
+    """
+    if min(images.shape[-2:]) < WINDOW_PX:
+        rule = f"images must have at least {WINDOW_PX} x {WINDOW_PX} pixels"
+        raise StackError(sentence("ssim", rule, images.shape[-2:]))
+    data_range = _range(clean) if data_range is None else data_range
+    return _map(_ssim, "(h,w),(h,w),()->()", images, clean, data_range)
+
+
+def _ssim(images: Any, clean: Any, data_range: Any) -> Any:
+    from scipy.ndimage import correlate1d
+
+    offsets = np.arange(WINDOW_PX) - WINDOW_PX // 2
+    window = np.exp(-0.5 * (offsets / WINDOW_SIGMA_PX) ** 2)
+    window /= window.sum()
+    margin = WINDOW_PX // 2
+    inside = slice(margin, -margin)
+
+    def average(pixels: Any) -> Any:
+        rows = correlate1d(pixels, window, axis=-2)[..., inside, :]
+        return correlate1d(rows, window, axis=-1)[..., inside]
+
+    x, y = (np.asarray(a, np.float64) for a in (images, clean))
+    c1, c2 = (np.square(k * np.asarray(data_range, np.float64))[..., None, None] for k in (K1, K2))
+    mean_x, mean_y = average(x), average(y)
+    variances = average(x * x) - mean_x**2 + average(y * y) - mean_y**2
+    covariance = average(x * y) - mean_x * mean_y
+    similar = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    return (similar / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))).mean(axis=AXES)
+
+
+def frc(images: Any, clean: Any) -> tuple[Any, Any]:
+    """Return the Fourier ring correlation of each image and its clean one.
+
+    Parameters
+    ----------
+    images, clean : array, shape (..., h, w)
+        Images to be compared, ring by ring of their Fourier transforms.
+
+    Returns
+    -------
+    frequency : float64 array, shape (r,)
+        Mean frequency of each ring, in cycles a pixel, above 0 and up to Nyquist, 0.5.
+    correlation : float64 array, shape (..., r)
+        In [-1, 1]; 0 where one of the images has no power. Of xarray images the last dim is
+        ``frequency``, with its coordinate.
+
+    Notes
+    -----
+    Saxton and Baumeister, "The correlation averaging of a regularly arranged bacterial cell
+    envelope protein", Journal of Microscopy 127 (1982) 127-138.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(2, 16, 16))
+    >>> frequency, correlation = frc(image, 3 * image + 1)
+    >>> correlation.shape, bool(correlation.min() > 0.999)
+    ((2, 8), True)
+    """
+    frequency = ring_frequencies(images.shape[-2:])
+    signature = "(h,w),(h,w)->(frequency)"
+    correlation = _map(radial_correlation, signature, images, clean, frequency=len(frequency))
+    if isinstance(correlation, xr.DataArray):
+        correlation = correlation.assign_coords(frequency=frequency)
+    return frequency, correlation
+
+
+def frc_resolution(frequency: Any, correlation: Any, *, threshold: float = 0.5) -> Any:
+    """Return the frequency at which a Fourier ring correlation first falls below a threshold.
+
+    Parameters
+    ----------
+    frequency : array, shape (r,)
+        What `frc` returned.
+    correlation : array, shape (..., r)
+        What `frc` returned.
+    threshold
+        As 0.5, or 1 / 7.
+
+    Returns
+    -------
+    float64 array, shape (...)
+        In the unit of ``frequency``, interpolated between rings; 0 where the first ring is below,
+        the last frequency where none is. ``pixel_size_A /`` it is the resolution in Å.
+
+    Examples
+    --------
+    >>> float(frc_resolution(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.75, 0.25])))
+    0.25
+    """
+    crossing = partial(_crossing, threshold=threshold)
+    return _map(crossing, "(frequency),(frequency)->()", np.asarray(frequency), correlation)
+
+
+def _crossing(frequency: Any, correlation: Any, threshold: float) -> Any:
+    below = correlation < threshold
+    ring = np.where(below.any(axis=-1), below.argmax(axis=-1), len(frequency) - 1)
+    before = np.maximum(ring - 1, 0)
+    high, low = (np.take_along_axis(correlation, i[..., None], -1)[..., 0] for i in (before, ring))
+    fall = np.where(high > low, high - low, 1.0)
+    share = np.clip((high - threshold) / fall, 0.0, 1.0)
+    found = frequency[before] + share * (frequency[ring] - frequency[before])
+    found = np.where(below.any(axis=-1), found, frequency[-1])
+    return np.where(below[..., 0], 0.0, found)
+
+
+def affine_fit(images: Any, clean: Any) -> Any:
+    """Scale and shift the grey levels of each image so that it fits its clean one best.
+
+    For images whose grey levels are of another scale than the clean ones, as after a program that
+    normalises: `mse`, `psnr` and `ssim` compare grey levels as they are.
+
+    Parameters
+    ----------
+    images, clean : array, shape (..., h, w)
+        Images and what they should be.
+
+    Returns
+    -------
+    float64 array, shape (..., h, w)
+        a image + b, with the a and b of least squared difference to the clean image; a constant
+        image becomes the mean of the clean one.
+
+    Examples
+    --------
+    >>> image = np.arange(12.0).reshape(3, 4)
+    >>> bool(np.allclose(affine_fit(image, 5 - 2 * image), 5 - 2 * image))
+    True
+    """
+    return _map(_affine_fit, "(h,w),(h,w)->(h,w)", images, clean)
+
+
+def _affine_fit(images: Any, clean: Any) -> Any:
+    x, y = (np.asarray(a, np.float64) for a in (images, clean))
+    mean = y.mean(axis=AXES, keepdims=True)
+    x = x - x.mean(axis=AXES, keepdims=True)
+    power = (x * x).sum(axis=AXES, keepdims=True)
+    product = (x * (y - mean)).sum(axis=AXES, keepdims=True)
+    return x * (product / np.where(power > 0, power, 1.0)) + mean
 
 
 def snr(images: Any, clean: Any) -> Any:
@@ -80,7 +270,7 @@ def snr(images: Any, clean: Any) -> Any:
     >>> float(snr(clean + noise, clean))
     0.25
     """
-    return clean.var(axis=AXES, dtype=np.float64) / (images - clean).var(
+    return clean.var(axis=AXES, dtype=np.float64) / (_real(images) - _real(clean)).var(
         axis=AXES, dtype=np.float64
     )
 
@@ -118,3 +308,39 @@ def low_frequency_ratio(residuals: Any, *, cutoff: float = 0.1) -> Any:
     with np.errstate(invalid="ignore"):
         mean_low = (power * low).sum(axis=AXES) / low.sum()
         return mean_low / ((power * weight).sum(axis=AXES) / weight.sum())
+
+
+def _real(images: Any) -> Any:
+    """Integers become floats, or the difference of two of 8 bits would wrap around."""
+    return images.astype(np.result_type(images.dtype, np.float32))
+
+
+def _range(clean: Any) -> Any:
+    """Max - min of each image."""
+    return _real(clean.max(axis=AXES)) - _real(clean.min(axis=AXES))
+
+
+def _map(function: Callable[..., Any], signature: str, *arrays: Any, **sizes: int) -> Any:
+    """Apply a function of plain arrays to the axes that its signature names.
+
+    Stacks are matched by their dims, of which the last are those of the signature.
+    """
+    mapped = partial(map_signature, function, signature, **sizes)
+    stacks = [array for array in arrays if isinstance(array, xr.DataArray)]
+    if not stacks:
+        return mapped(*arrays)
+    inside, _, out = signature.partition("->")
+    named: dict[str, Any] = {}
+    for words, array in zip(_axes(inside), arrays, strict=True):
+        if isinstance(array, xr.DataArray):
+            named |= dict(zip(words, array.dims[array.ndim - len(words) :], strict=True))
+    dims = [[named[word] for word in words] for words in _axes(inside)]
+    new = [[named.get(word, word) for word in words] for words in _axes(out)]
+    return xr.apply_ufunc(
+        mapped, *arrays, input_core_dims=dims, output_core_dims=new, dask="allowed"
+    )
+
+
+def _axes(side: str) -> list[list[str]]:
+    """Names of the axes on one side of a signature, array by array."""
+    return [re.findall(r"\w+", group) for group in re.findall(r"\(([^)]*)\)", side)]

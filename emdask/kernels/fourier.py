@@ -109,17 +109,79 @@ def radial_power(images: Any) -> tuple[Any, Any]:
     ((32,), (2, 32), True)
     """
     xp = array_namespace(images)
-    h, w = images.shape[-2:]
-    n_rings = min(h, w) // 2
-    grid = frequency_grid((h, w))
-    ring = np.rint(grid * min(h, w)).astype(np.int64)
-    weight = half_plane_weights((h, w))
+    shape = images.shape[-2:]
+    frequency, count = _rings(shape)[2:]
+    power = _sum_rings(power_spectrum(images), shape) / xp.asarray(count)
+    return xp.asarray(frequency), power
+
+
+def ring_frequencies(shape: tuple[int, int]) -> Any:
+    """Return the mean frequency of each ring of `radial_power` and `radial_correlation`.
+
+    Parameters
+    ----------
+    shape : (h, w)
+        Size of the image.
+
+    Returns
+    -------
+    float64 array, shape (min(h, w) // 2,)
+        In cycles a pixel, above 0 and up to Nyquist, 0.5.
+
+    Examples
+    --------
+    >>> ring_frequencies((64, 64)).shape
+    (32,)
+    """
+    return _rings(shape)[2]
+
+
+def radial_correlation(images: Any, others: Any) -> Any:
+    """Correlate the Fourier terms of two images, ring by ring (Fourier ring correlation).
+
+    Parameters
+    ----------
+    images, others : array, shape (..., h, w)
+        Real images.
+
+    Returns
+    -------
+    float64 array, shape (..., r)
+        In [-1, 1] for each ring of `ring_frequencies`; 0 where one of the images has no power.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(16, 16))
+    >>> radial_correlation(image, -2 * image).round(6).tolist()[:2]
+    [-1.0, -1.0]
+    """
+    xp = array_namespace(images)
+    shape = images.shape[-2:]
+    first, second = (xp.fft.rfft2(xp.asarray(a, np.float64)) for a in (images, others))
+    cross = _sum_rings((first * second.conj()).real, shape)
+    power = _sum_rings(xp.abs(first) ** 2, shape) * _sum_rings(xp.abs(second) ** 2, shape)
+    return cross / xp.sqrt(xp.where(power > 0, power, 1.0)) * (power > 0)
+
+
+def _sum_rings(terms: Any, shape: tuple[int, int]) -> Any:
+    """Add up real terms on the grid of `numpy.fft.rfft2`, and those it leaves out, by rings."""
+    xp = array_namespace(terms)
+    ring, weight, frequency, _ = _rings(shape)
+    n_rings = len(frequency)
+    ring, weight = xp.asarray(ring), xp.asarray(weight)
+    flat = terms.reshape(-1, weight.size) * weight
+    sums = [xp.bincount(ring, values, n_rings + 1)[1:] for values in flat]
+    return xp.stack(sums).reshape(*terms.shape[:-2], n_rings)
+
+
+def _rings(shape: tuple[int, int]) -> tuple[Any, Any, Any, Any]:
+    """Ring and weight of each term of `numpy.fft.rfft2`; mean frequency and size of each ring."""
+    n_rings = min(shape) // 2
+    grid = frequency_grid(shape)
+    ring = np.rint(grid * min(shape)).astype(np.int64)
+    weight = half_plane_weights(shape)
     weight[(ring > n_rings) | (ring == 0) | (grid > 0.5)] = 0.0
     ring = np.minimum(ring, n_rings).ravel()
     count = np.bincount(ring, weight.ravel(), n_rings + 1)[1:]
     frequency = np.bincount(ring, (weight * grid).ravel(), n_rings + 1)[1:] / count
-    spectra = power_spectrum(images).reshape(-1, grid.size) * xp.asarray(weight.ravel())
-    ring = xp.asarray(ring)
-    sums = xp.stack([xp.bincount(ring, power, n_rings + 1)[1:] for power in spectra])
-    power = (sums / xp.asarray(count)).reshape(*images.shape[:-2], n_rings)
-    return xp.asarray(frequency), power
+    return ring, weight.ravel(), frequency, count
