@@ -8,7 +8,7 @@ import numpy as np
 
 from emdask.backend import array_namespace, fourier_namespace
 
-__all__ = ["double", "halve", "has_coarser_scale", "merge_scales"]
+__all__ = ["double", "halve", "has_coarser_scale", "merge_scales", "to_frequencies"]
 
 # Share of a coarse image's frequencies, from zero on, that its estimate decides.
 COARSE_SHARE = 0.8
@@ -33,14 +33,14 @@ def halve(images: Any) -> Any:
     (3, 4)
     """
     rows, columns = (-(-n // 2) for n in images.shape[-2:])
-    return _from_frequencies(_to_frequencies(images)[..., :rows, :columns])
+    return _from_frequencies(to_frequencies(images)[..., :rows, :columns])
 
 
 def double(images: Any, shape: tuple[int, int]) -> Any:
     """Smooth images of a shape whose `halve` are the given images; (..., *shape)."""
     rows, columns = images.shape[-2:]
     frequencies = array_namespace(images).zeros((*images.shape[:-2], *shape), np.float32)
-    frequencies[..., :rows, :columns] = _to_frequencies(images)
+    frequencies[..., :rows, :columns] = to_frequencies(images)
     return _from_frequencies(frequencies)
 
 
@@ -51,12 +51,13 @@ def merge_scales(fine: Any, coarse: Any) -> Any:
     Journal on Imaging Sciences 10 (2017) 1603-1626.
     """
     rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape[-2:])
-    frequencies = _to_frequencies(fine)
-    frequencies[..., :rows, :columns] = _to_frequencies(coarse)[..., :rows, :columns]
+    frequencies = to_frequencies(fine)
+    frequencies[..., :rows, :columns] = to_frequencies(coarse)[..., :rows, :columns]
     return _from_frequencies(frequencies)
 
 
-def _to_frequencies(images: Any) -> Any:
+def to_frequencies(images: Any) -> Any:
+    """Orthonormal cosine transform along the last two axes: (..., h, w), float32 stays so."""
     return _transform("dct", images)
 
 

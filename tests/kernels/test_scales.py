@@ -20,6 +20,6 @@ def test_merging_keeps_the_coarse_and_takes_the_fine(rng: np.random.Generator) -
     fine, coarse = rng.normal(size=(32, 30)), rng.normal(size=(16, 15))
     merged = scales.merge_scales(fine, coarse)
     kept = slice(0, 12)
-    spectra = [scales._to_frequencies(images) for images in (merged, fine, coarse)]
+    spectra = [scales.to_frequencies(images) for images in (merged, fine, coarse)]
     np.testing.assert_allclose(spectra[0][kept, kept], spectra[2][kept, kept], atol=1e-12)
     np.testing.assert_allclose(spectra[0][13:], spectra[1][13:], atol=1e-12)
