@@ -8,18 +8,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emdask.cluster import connect
     from emdask.denoisers import denoise, learn_denoiser
-    from emdask.io import open_stack, save_stack
+    from emdask.io import open_model, open_stack, save_model, save_stack
+    from emdask.whiteners import learn_noise, unwhiten, whiten
 
 __version__ = "0.1.0"
-__all__ = ["connect", "denoise", "learn_denoiser", "open_stack", "save_stack"]
+__all__ = [
+    "connect",
+    "denoise",
+    "learn_denoiser",
+    "learn_noise",
+    "open_model",
+    "open_stack",
+    "save_model",
+    "save_stack",
+    "unwhiten",
+    "whiten",
+]
 
 # The verbs load when used, so that ``import emdask`` costs milliseconds.
 _HOMES = {
     "connect": "emdask.cluster",
     "denoise": "emdask.denoisers",
     "learn_denoiser": "emdask.denoisers",
+    "learn_noise": "emdask.whiteners",
+    "open_model": "emdask.io",
     "open_stack": "emdask.io",
+    "save_model": "emdask.io",
     "save_stack": "emdask.io",
+    "unwhiten": "emdask.whiteners",
+    "whiten": "emdask.whiteners",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from emdask.checks import require, sentence
 from emdask.config import setting
-from emdask.errors import DeviceError
+from emdask.errors import DeviceError, MissingLibraryError
 
 DEVICES = ("auto", "cpu", "cuda")
 # What a Dask worker with a card declares, as much of it as it runs tasks at once.
@@ -45,6 +45,43 @@ def fourier_namespace(array: Any) -> ModuleType:
     """
     library = "scipy" if array_namespace(array) is np else "cupyx.scipy"
     return importlib.import_module(f"{library}.fft")
+
+
+def filter_namespace(array: Any) -> ModuleType:
+    """Return the filters for ``array``: ``scipy.ndimage`` or ``cupyx.scipy.ndimage``.
+
+    Examples
+    --------
+    >>> filter_namespace(np.zeros(3)).__name__
+    'scipy.ndimage'
+    """
+    library = "scipy" if array_namespace(array) is np else "cupyx.scipy"
+    return importlib.import_module(f"{library}.ndimage")
+
+
+def restoration_namespace(array: Any) -> ModuleType:
+    """Return the restoration of ``array``: scikit-image's, or that of cuCIM for CuPy arrays.
+
+    Raises
+    ------
+    MissingLibraryError
+        If the array is on a card and cuCIM is not installed.
+
+    Examples
+    --------
+    >>> restoration_namespace(np.zeros(3)).__name__
+    'skimage.restoration'
+    """
+    if array_namespace(array) is np:
+        return importlib.import_module("skimage.restoration")
+    try:
+        return importlib.import_module("cucim.skimage.restoration")
+    except ImportError as error:
+        remedy = (
+            "pip install 'emdask[cuda13]' or 'emdask[cuda12]' brings it, or choose device=\"cpu\"."
+        )
+        rule = f"cuCIM is needed on a card and cannot be imported on {socket.gethostname()}"
+        raise MissingLibraryError(sentence("device", rule, str(error), remedy)) from error
 
 
 @functools.cache
@@ -178,7 +215,13 @@ def count_cards() -> int:
     return int(cupy.cuda.runtime.getDeviceCount())
 
 
-def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str) -> Any:
+def on_device(
+    function: Callable[..., Any],
+    images: Any,
+    *args: Any,
+    device: str,
+    along: Mapping[str, Any] | None = None,
+) -> Any:
     """Move one block to the device, run ``function`` on it, and move the result back.
 
     A block that is on the card already stays there. Any other goes to the card as it is stored, in
@@ -196,6 +239,9 @@ def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str
         Passed on to ``function``.
     device
         "cpu" or "cuda".
+    along
+        Keyword arguments of ``function`` that go along with the images: of each, a slice serves a
+        piece.
 
     Returns
     -------
@@ -220,12 +266,13 @@ def on_device(function: Callable[..., Any], images: Any, *args: Any, device: str
     array([-1., -1.])
     """
     arrived_on_card = array_namespace(images) is not np
+    along = along or {}
     if device == "cuda":
         if arrived_on_card:
-            return function(images, *args)
+            return function(images, *args, **along)
         from emdask.blocks_cuda import run_in_pieces
 
-        return run_in_pieces(function, images, *args)
+        return run_in_pieces(function, images, *args, along=along)
     if arrived_on_card:
-        return array_namespace(images).asarray(function(images.get(), *args))
-    return function(images, *args)
+        return array_namespace(images).asarray(function(images.get(), *args, **along))
+    return function(images, *args, **along)

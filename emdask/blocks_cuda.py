@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -32,17 +33,21 @@ PLAN_BYTES = 128 * 2**20
 Images = npt.NDArray[Any]
 
 
-def run_in_pieces(function: Callable[..., Any], images: Images, *args: Any) -> Images:
+def run_in_pieces(
+    function: Callable[..., Any], images: Images, *args: Any, along: Mapping[str, Any]
+) -> Images:
     """Run a function on the card on a block of the host, in pieces that fit; see `on_device`.
 
     Parameters
     ----------
     function
-        ``(images, *args) -> images``, CuPy arrays; treats the images one by one.
+        ``(images, *args, **along) -> images``, CuPy arrays; treats the images one by one.
     images : array, shape (n, h, w)
         Any real type; uploaded as stored, in the byte order of the machine.
     *args
         Passed on to ``function``.
+    along
+        Keyword arguments of ``function``; of each, a slice serves a piece.
 
     Returns
     -------
@@ -62,7 +67,8 @@ def run_in_pieces(function: Callable[..., Any], images: Images, *args: Any) -> I
         n_bytes = _total_bytes() if alone else working_bytes(piece.shape)
         try:
             with _MEMORY.reserve(n_bytes):
-                done = _run_piece(function, piece, args)
+                parts = {name: value[start : start + count] for name, value in along.items()}
+                done = _run_piece(partial(function, **parts), piece, args)
         except MemoryError as error:
             # Its traceback holds the arrays for which there was no room.
             failure = error.with_traceback(None)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import dask
@@ -28,6 +29,7 @@ from dask.utils import key_split
 from emdask.backend import array_namespace, on_device, resolve_device
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
+from emdask.kernels.ctf import Optics
 from emdask.method import Method
 from emdask.placement import on_cards, requests
 
@@ -129,6 +131,7 @@ def map_images(
     name: str,
     device: str,
     model: Any = None,
+    optics: Optics | None = None,
     bad_pixels: str = "raise",
 ) -> da.Array:
     """Apply a method to every block of whole images.
@@ -145,6 +148,8 @@ def map_images(
         "auto", "cpu" or "cuda"; resolved on the worker.
     model
         What the method learnt, or a Delayed of it; None where it needs none.
+    optics
+        Of all images; a block gets its part of it. None where it is not known or not asked for.
     bad_pixels
         "raise" names the first image with NaN or infinite pixels; "replace" puts the mean of the
         image's finite pixels there.
@@ -154,13 +159,16 @@ def map_images(
     dask.array.Array, shape (n, h, w), float32
     """
     meta = images._meta.astype(np.float32)
-    token = tokenize(images.name, method, params, device, model, bad_pixels)
-    extra = {} if model is None else {"model": model}
+    token = tokenize(images.name, method, params, device, model, optics, bad_pixels)
+    extra = {} if model is None else {"model": _send_once(model, name)}
+    varying, tables = _split_optics(optics, images.chunks[0])
     with on_cards(device):
         return da.map_blocks(
             _apply_block,
             images,
+            *tables,
             dtype=np.float32,
+            chunks=images.chunks,
             meta=meta,
             name=f"{name}-{token}",
             method=method,
@@ -168,25 +176,53 @@ def map_images(
             device=device,
             bad_pixels=bad_pixels,
             starts=_starts(images),
+            optics=optics and replace(optics, **dict.fromkeys(varying, 0.0)),
+            varying=varying,
             **extra,
         )
 
 
+def _send_once(model: Any, name: str) -> Delayed:
+    """Give a model a key of its own in the graph: a worker gets it once, not with each task."""
+    if isinstance(model, Delayed):
+        return model
+    return delayed(model, name=f"{name}-model-{tokenize(model)}", traverse=False)
+
+
+def _split_optics(
+    optics: Optics | None, sizes: tuple[int, ...]
+) -> tuple[tuple[str, ...], list[da.Array]]:
+    """Names of what differs from image to image, and its values in chunks as the images are."""
+    values = optics.varying() if optics is not None else {}
+    if not values:
+        return (), []
+    table = np.stack([*values.values()], axis=1)[:, None, :]
+    return tuple(values), [da.from_array(table, chunks=(sizes, -1, -1))]
+
+
 def _apply_block(
     images: Images,
-    *,
+    *tables: Images,
     method: Method,
     params: Any,
     device: str,
     bad_pixels: str,
     starts: npt.NDArray[np.int64],
+    optics: Optics | None,
+    varying: tuple[str, ...],
     block_id: tuple[int, ...],
     model: Any = None,
 ) -> Images:
     images = _clean(images, int(starts[block_id[0]]), bad_pixels)
     where = resolve_device(device, method.apply)
     arguments = (params,) if method.learn is None else (params, model)
-    return on_device(method.apply[where], images, *arguments, device=where)  # type: ignore[no-any-return]
+    function, along = method.apply[where], {}
+    if optics is not None:
+        values = tables[0][:, 0].T if varying else ()
+        along = {"optics": replace(optics, **dict(zip(varying, values, strict=True)))}
+    elif method.takes_optics:
+        function = partial(function, optics=None)
+    return on_device(function, images, *arguments, device=where, along=along)  # type: ignore[no-any-return]
 
 
 def _starts(images: da.Array) -> npt.NDArray[np.int64]:
@@ -310,7 +346,13 @@ def map_signature(function: Callable[..., Any], signature: str, *arrays: Any, **
 
 
 def learn_model(
-    images: da.Array, image_ids: Images, method: Method, params: Any, *, name: str
+    images: da.Array,
+    image_ids: Images,
+    method: Method,
+    params: Any,
+    *,
+    name: str,
+    bad_pixels: str = "raise",
 ) -> Delayed:
     """Learn a method's model in one pass: sums of each chunk, combined as a tree, finalized.
 
@@ -324,21 +366,29 @@ def learn_model(
         The record, whose ``learn`` must be given, and its parameters.
     name
         Readable name of the tasks.
+    bad_pixels
+        As of `map_images`.
 
     Returns
     -------
     dask.delayed.Delayed
-        The model.
+        The model, an `xarray.Dataset` whose attribute ``method`` is the name.
     """
     learn = method.learn
     if learn is None:
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
     ends = np.cumsum(images.chunks[0])
     blocks = images.to_delayed().ravel()
-    token = tokenize(images.name, image_ids, method, params)
+    token = tokenize(images.name, image_ids, method, params, bad_pixels)
     sums = [
-        delayed(learn.chunk)(
-            block, image_ids[end - size : end], params, dask_key_name=f"{name}-sums-{token}-{i}"
+        delayed(_sum_block)(
+            learn.chunk,
+            block,
+            image_ids[end - size : end],
+            params,
+            int(end - size),
+            bad_pixels,
+            dask_key_name=f"{name}-sums-{token}-{i}",
         )
         for i, (block, end, size) in enumerate(zip(blocks, ends, images.chunks[0], strict=True))
     ]
@@ -353,7 +403,24 @@ def learn_model(
             for i in range(0, len(sums), COMBINE_AT_ONCE)
         ]
         level += 1
-    return delayed(learn.finalize)(sums[0], params, dask_key_name=f"{name}-model-{token}")
+    return delayed(_finalize)(
+        learn.finalize, sums[0], params, name, dask_key_name=f"{name}-model-{token}"
+    )
+
+
+def _sum_block(
+    chunk: Callable[..., Any],
+    images: Images,
+    image_ids: Images,
+    params: Any,
+    first: int,
+    bad_pixels: str,
+) -> Any:
+    return chunk(_clean(images, first, bad_pixels), image_ids, params)
+
+
+def _finalize(finalize: Callable[..., Any], sums: Any, params: Any, name: str) -> Any:
+    return finalize(sums, params).assign_attrs(method=name)
 
 
 def _combine(combine: Callable[[Any, Any], Any], sums: list[Any]) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, Literal
 
 from emdask.checks import require, sentence, suggest
 from emdask.errors import UnknownMethodError
@@ -32,7 +32,7 @@ class Learn:
     combine
         ``(sums, sums) -> sums``; associative.
     finalize
-        ``(sums, params) -> model``.
+        ``(sums, params) -> model``, an `xarray.Dataset`; its attributes are numbers and words.
     """
 
     chunk: Callable[..., Any]
@@ -56,12 +56,23 @@ class Method:
     halo
         ``params -> px``: how far a pixel of the result reaches into the image, for tiles; None
         where the method needs whole images.
+    complete
+        ``(params, attrs) -> params``: puts in what the stack's attributes tell, such as the pixel
+        size, and raises at once where they tell too little; None where nothing is wanted of them.
+    takes_optics
+        Whether ``apply`` has the keyword ``optics``: the `emdask.kernels.ctf.Optics` of its images,
+        None where the stack knows no defocus.
+    removes
+        What the images lose by it: "noise", or "outliers" alone.
     """
 
     params: type
     apply: Mapping[str, Callable[..., Any]]
     learn: Learn | None = None
     halo: Callable[[Any], int] | None = None
+    complete: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    takes_optics: bool = False
+    removes: Literal["noise", "outliers"] = "noise"
 
 
 def parameter(default: Any, meaning: str, unit: str = "") -> Any:

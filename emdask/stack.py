@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import dask.array as da
@@ -12,10 +13,16 @@ import xarray as xr
 from emdask.checks import check_integer, require, sentence
 from emdask.config import setting
 from emdask.errors import StackError
+from emdask.kernels.ctf import Optics
 from emdask.variables import BY_NAME
 
 DIMS = ("image", "y", "x")
 KINDS = ("micrographs", "particles")
+OPTICS = tuple(field.name for field in fields(Optics))
+OPTICS_NEEDED = (
+    *("pixel_size_A", "voltage_kV", "spherical_aberration_mm", "amplitude_contrast"),
+    "defocus_u_A",
+)
 
 
 def build_stack(
@@ -173,6 +180,63 @@ def choose_chunk(shape: tuple[int, ...], dtype: Any, chunks: int | str = "auto")
     low, high = (setting(f"chunk-{end}-MiB") * 2**20 for end in ("min", "max"))
     target = min(max(n_images * image_bytes / setting("chunks-per-stack"), low), high)
     return int(min(max(target // image_bytes, 1), n_images))
+
+
+def image_ids(stack: xr.DataArray) -> Any:
+    """Return the number of each image, which seeds follow; their positions where none are known.
+
+    Examples
+    --------
+    >>> image_ids(as_stack(np.zeros((3, 4, 4))))
+    array([0, 1, 2])
+    """
+    known = stack.coords.get("image_id")
+    return np.arange(stack.shape[0]) if known is None else np.asarray(known.values)
+
+
+def optics_of(stack: xr.DataArray) -> Optics | None:
+    """Return what the contrast transfer of the images depends on; None if no defocus is known.
+
+    Parameters
+    ----------
+    stack
+        Images.
+
+    Returns
+    -------
+    Optics or None
+        A number for what is the same in all images, an array along ``image`` for the rest.
+
+    Raises
+    ------
+    StackError
+        If there is a defocus without the pixel size or what is to be known of the microscope.
+
+    Examples
+    --------
+    >>> import dask.array as da
+    >>> attrs = {"pixel_size_A": 2, "voltage_kV": 300, "spherical_aberration_mm": 2.7}
+    >>> stack = build_stack(da.zeros((2, 8, 8)), {"defocus_u_A": [1e4, 2e4]}, attrs)
+    >>> optics_of(stack.assign_attrs(amplitude_contrast=0.1)).defocus_v_A
+    array([10000., 20000.])
+    """
+    if "defocus_u_A" not in stack.coords:
+        return None
+    known = {name: stack.attrs[name] for name in OPTICS if name in stack.attrs}
+    known |= {name: stack.coords[name].values for name in OPTICS if name in stack.coords}
+    known.setdefault("defocus_v_A", known["defocus_u_A"])
+    missing = [name for name in OPTICS_NEEDED if name not in known]
+    if missing:
+        rule = f"has defocus_u_A, but for the CTF {', '.join(missing)} must be known as well"
+        remedy = f"Set it: stack.attrs[{missing[0]!r}] = ..."
+        raise StackError(sentence("stack", rule, remedy=remedy))
+    return Optics(**{name: _one_or_all(value) for name, value in known.items()})
+
+
+def _one_or_all(value: Any) -> Any:
+    values = np.asarray(value, np.float64)
+    same = values.ndim == 0 or bool((values == values[0]).all())
+    return float(values.ravel()[0]) if same else values
 
 
 def add_provenance(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from pathlib import Path
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 import scipy.ndimage
+import xarray as xr
 
 import emdask
-from emdask.errors import StackError
+from emdask.errors import FormatError, ParameterError, StackError
+from emdask.kernels.ctf import Optics, ctf_2d
 from emdask.lazy import learn_model, map_tiles, read_images
 from emdask.method import Learn, Method, parameter
 
@@ -32,12 +35,14 @@ def _add(a: dict, b: dict) -> dict:
     return {key: a[key] + b[key] for key in a}
 
 
-def _mean(sums: dict, params: Centre) -> dict:
-    return {"mean": sums["sum"] / sums["n"], "ids": sums["ids"]}
+def _mean(sums: dict, params: Centre) -> xr.Dataset:
+    return xr.Dataset(
+        {"mean": (("y", "x"), sums["sum"] / sums["n"]), "ids": ("image", sums["ids"])}
+    )
 
 
-def _subtract(images: np.ndarray, params: Centre, model: dict) -> np.ndarray:
-    return (images - params.weight * model["mean"]).astype(np.float32)
+def _subtract(images: np.ndarray, params: Centre, model: xr.Dataset) -> np.ndarray:
+    return (images - params.weight * model["mean"].values).astype(np.float32)
 
 
 METHOD = Method(
@@ -66,7 +71,8 @@ def test_a_model_is_learnt_in_one_pass(rng: np.random.Generator, chunk: int) -> 
     lazy = da.from_array(images, chunks=(chunk, -1, -1))
     model = emdask.learn_denoiser(lazy, Centre()).compute()
     np.testing.assert_allclose(model["mean"], images.mean(0, dtype="f8"), rtol=1e-12)
-    assert model["ids"] == list(range(40))
+    assert model["ids"].values.tolist() == list(range(40))
+    assert model.attrs["method"] == "test_lazy"
     two_graphs = emdask.denoise(lazy, Centre(), model=model).compute()
     one_graph = emdask.denoise(lazy, Centre()).compute()
     np.testing.assert_allclose(two_graphs, images - images.mean(0), atol=1e-6)
@@ -76,7 +82,103 @@ def test_a_model_is_learnt_in_one_pass(rng: np.random.Generator, chunk: int) -> 
 def test_random_choices_can_follow_the_image(rng: np.random.Generator) -> None:
     stack = emdask.stack.build_stack(da.zeros((4, 2, 2)), {"image_id": [5, 3, 8, 1]})
     model = emdask.learn_denoiser(stack[1:], Centre()).compute()
-    assert model["ids"] == [3, 8, 1]
+    assert model["ids"].values.tolist() == [3, 8, 1]
+
+
+def test_a_model_of_another_method_is_refused(tmp_path: Path) -> None:
+    images = np.zeros((2, 3, 3), "f4")
+    other = xr.Dataset(attrs={"method": "ksvd"})
+    with pytest.raises(ParameterError, match="test_lazy: model must be one that test_lazy has"):
+        emdask.denoise(images, Centre(), model=other)
+    with pytest.raises(ParameterError, match="must be a dataset, or a path of one; got 'int'"):
+        emdask.denoise(images, Centre(), model=3)
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        emdask.denoise(images, Centre(), model=tmp_path / "none.zarr")
+
+
+def test_a_saved_model_serves_another_stack(rng: np.random.Generator, tmp_path: Path) -> None:
+    images = rng.normal(size=(6, 4, 4)).astype("f4")
+    model = emdask.learn_denoiser(images, Centre()).compute()
+    path = emdask.save_model(model, tmp_path / "centre.zarr")
+    by_file = emdask.denoise(images[:2] + 1, Centre(), model=path).compute()
+    np.testing.assert_array_equal(by_file, emdask.denoise(images[:2] + 1, Centre(), model=model))
+    with pytest.raises(FileExistsError, match=r"centre\.zarr: exists already\. Name another"):
+        emdask.save_model(model, path)
+    emdask.save_model(model, path, overwrite=True)
+    (tmp_path / "other.zarr").mkdir()
+    with pytest.raises(FormatError, match=r"other\.zarr: is not a model"):
+        emdask.open_model(tmp_path / "other.zarr")
+    with pytest.raises(FileExistsError, match="is no model"):
+        emdask.save_model(model, tmp_path / "other.zarr", overwrite=True)
+
+
+def test_a_model_is_in_the_graph_once(rng: np.random.Generator) -> None:
+    images = da.from_array(rng.normal(size=(50, 40, 40)).astype("f4"), chunks=(1, -1, -1))
+    model = emdask.learn_denoiser(images, Centre()).compute()
+    graph = dict(dask.optimize(emdask.denoise(images, Centre(), model=model))[0].dask)
+    holding = [key for key in graph if str(key).startswith("test_lazy-model")]
+    assert len(holding) == 1
+
+
+def test_bad_pixels_are_named_while_learning(rng: np.random.Generator) -> None:
+    images = rng.normal(size=(5, 4, 4)).astype("f4")
+    images[3, 1, 2] = np.nan
+    lazy = da.from_array(images, chunks=(2, -1, -1))
+    with pytest.raises(StackError, match="image 3 has 1 NaN"):
+        emdask.learn_denoiser(lazy, Centre()).compute()
+    model = emdask.learn_denoiser(lazy, Centre(), bad_pixels="replace").compute()
+    assert np.isfinite(model["mean"]).all()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Writes what it is told of the optics into the images."""
+
+    pixel_size_A: float | None = parameter(None, "edge of a pixel", "Å")
+
+
+def _note(images: np.ndarray, params: Note, *, optics: Optics | None) -> np.ndarray:
+    result = np.full(images.shape, -1, np.float32)
+    if optics is not None:
+        result[:, 0, 0] = optics.defocus_u_A
+        result[:, 0, 1] = optics.voltage_kV
+        result[:, 1, 0] = [optics.ctf((4, 4), i)[0, 1] for i in range(len(images))]
+    return result
+
+
+def _complete(params: Note, attrs: dict) -> Note:
+    return Note(pixel_size_A=attrs["pixel_size_A"]) if "pixel_size_A" in attrs else params
+
+
+NOTE = Method(params=Note, apply={"cpu": _note}, complete=_complete, takes_optics=True)
+
+
+def _noting(stack: object) -> xr.DataArray:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(globals(), "METHOD", NOTE)
+        return emdask.denoise(stack, Note())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5])
+def test_a_block_gets_the_optics_of_its_images(chunk: int) -> None:
+    coords = {"defocus_u_A": np.arange(5) * 1e3 + 1e4, "phase_shift_deg": np.full(5, 90.0)}
+    attrs = {"pixel_size_A": 1.5, "voltage_kV": 200.0, "spherical_aberration_mm": 2.0}
+    attrs |= {"amplitude_contrast": 0.1}
+    stack = emdask.stack.build_stack(da.zeros((5, 4, 4), chunks=(chunk, 4, 4)), coords, attrs)
+    lazy = _noting(stack)
+    assert lazy.attrs["provenance"][-1]["parameters"] == {"pixel_size_A": 1.5}
+    result = lazy[1:].values
+    np.testing.assert_array_equal(result[:, 0, 0], coords["defocus_u_A"][1:])
+    np.testing.assert_array_equal(result[:, 0, 1], 200)
+    expected = ctf_2d((4, 4), **coords, **attrs)[1:, 0, 1]
+    np.testing.assert_allclose(result[:, 1, 0], expected, rtol=1e-6)
+
+
+def test_without_defocus_there_are_no_optics() -> None:
+    np.testing.assert_array_equal(_noting(np.zeros((2, 4, 4))).compute(), -1)
+    stack = emdask.stack.build_stack(da.zeros((2, 4, 4)), {"defocus_u_A": [1e4, 2e4]})
+    with pytest.raises(StackError, match="has defocus_u_A, but for the CTF pixel_size_A, voltage"):
+        _noting(stack)
 
 
 def test_learning_keeps_no_block(rng: np.random.Generator) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
 
 from emdask.backend import check_device
 from emdask.checks import check_choice, require
+from emdask.io import open_model
 from emdask.lazy import learn_model, map_images
 from emdask.method import Method, resolve_method
-from emdask.stack import add_provenance, as_stack, like_input
+from emdask.stack import add_provenance, as_stack, image_ids, like_input, optics_of
 
 FAMILY = __name__
 BAD_PIXELS = ("raise", "replace")
@@ -36,8 +39,9 @@ def denoise(
     method
         Name of a method (``emdask methods`` lists them) or an instance of its parameter record.
     model
-        What `learn_denoiser` returned, for methods that learn; without it the model is learnt from
-        ``stack`` within the same graph, which suits small stacks.
+        What `learn_denoiser` returned, or the path of what `save_model` wrote, for methods that
+        learn; without it the model is learnt from ``stack`` within the same graph, which suits
+        small stacks.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. A device that is named
         never falls back to another one.
@@ -61,6 +65,7 @@ def denoise(
 
     Examples
     --------
+    >>> import numpy as np
     >>> images = np.random.default_rng(0).normal(size=(2, 32, 32)).astype("f4")
     >>> clean = denoise(images, method="bm3d", sigma=1.0)
     >>> clean.shape, bool(clean.compute().std() < 0.5)
@@ -69,11 +74,11 @@ def denoise(
     name, record, params = resolve_method(FAMILY, method, parameters)
     device = check_device(device, name, record.apply)
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
-    rule = "learns nothing and takes no model"
-    require(model is None or record.learn is not None, name, rule, type(model).__name__)
     source = as_stack(stack)
+    params = complete_params(record, params, source)
+    model = _check_model(model, name, record)
     if record.learn is not None and model is None:
-        model = _learn(source, name, record, params)
+        model = _learn(source, name, record, params, bad_pixels)
     images = map_images(
         source.data,
         record,
@@ -81,13 +86,16 @@ def denoise(
         name=name,
         device=device,
         model=model,
+        optics=optics_of(source) if record.takes_optics else None,
         bad_pixels=bad_pixels,
     )
     attrs = add_provenance(source.attrs, name, asdict(params))
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 
 
-def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
+def learn_denoiser(
+    stack: Any, method: str | Any, *, bad_pixels: str = "raise", **parameters: Any
+) -> Any:
     """Learn a denoiser's model from a stack in one pass, lazily.
 
     Parameters
@@ -96,13 +104,16 @@ def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
         Images to learn from.
     method
         Name of a method that learns, or an instance of its parameter record.
+    bad_pixels
+        As of `denoise`.
     **parameters
         Parameters of the method, by name.
 
     Returns
     -------
     dask.delayed.Delayed
-        ``.compute()`` gives the model, to be passed to ``denoise(..., model=model)``. For large
+        ``.compute()`` gives the model, an `xarray.Dataset`, to be passed to ``denoise(...,
+        model=model)`` or kept by `save_model`. For large
         stacks always compute it first: in one graph a rechunk or a slice would hold the whole
         stack in memory.
 
@@ -113,15 +124,39 @@ def learn_denoiser(stack: Any, method: str | Any, **parameters: Any) -> Any:
 
     Examples
     --------
+    >>> import numpy as np
     >>> learn_denoiser(np.zeros((1, 16, 16), "f4"), "bm3d")
     Traceback (most recent call last):
     emdask.errors.StackError: bm3d: has nothing to learn. Call denoise() at once.
     """
     name, record, params = resolve_method(FAMILY, method, parameters)
-    return _learn(as_stack(stack), name, record, params)
+    check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
+    source = as_stack(stack)
+    return _learn(source, name, record, complete_params(record, params, source), bad_pixels)
 
 
-def _learn(stack: Any, name: str, record: Method, params: Any) -> Any:
-    ids = stack.coords.get("image_id")
-    image_ids = np.arange(stack.shape[0]) if ids is None else np.asarray(ids.values)
-    return learn_model(stack.data, image_ids, record, params, name=name)
+def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
+    """Put into the parameters what the stack's attributes tell."""
+    return params if record.complete is None else record.complete(params, stack.attrs)
+
+
+def _check_model(model: Any, name: str, record: Method) -> Any:
+    """Open a model that is given by its path; refuse one of another method."""
+    if model is None:
+        return None
+    rule = "learns nothing and takes no model"
+    require(record.learn is not None, name, rule, type(model).__name__)
+    if isinstance(model, str | Path):
+        model = open_model(model)
+    if isinstance(model, xr.Dataset):
+        rule = f"model must be one that {name} has learnt"
+        require(model.attrs.get("method") == name, name, rule, model.attrs.get("method"))
+        return model.load()
+    is_delayed = isinstance(model, Delayed)
+    require(is_delayed, name, "model must be a dataset, or a path of one", type(model).__name__)
+    return model
+
+
+def _learn(stack: Any, name: str, record: Method, params: Any, bad_pixels: str) -> Any:
+    ids = image_ids(stack)
+    return learn_model(stack.data, ids, record, params, name=name, bad_pixels=bad_pixels)

@@ -8,10 +8,62 @@ the negative of that.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optics:
+    """What the contrast transfer of some images depends on.
+
+    Each is one number for all images, or an array with one for each, (n,).
+
+    Parameters
+    ----------
+    pixel_size_A
+        Edge of a pixel in Å.
+    defocus_u_A, defocus_v_A
+        Defocus along the two axes in Å, positive is underfocus.
+    astigmatism_deg
+        Angle from the x axis to the axis of u.
+    phase_shift_deg
+        Phase shift of a phase plate.
+    voltage_kV, spherical_aberration_mm, amplitude_contrast
+        Of the microscope.
+
+    Examples
+    --------
+    >>> optics = Optics(pixel_size_A=2.0, defocus_u_A=np.array([1e4, 2e4]), defocus_v_A=1e4)
+    >>> optics[1:].defocus_u_A, optics.ctf((8, 8), 0).shape
+    (array([20000.]), (8, 5))
+    """
+
+    pixel_size_A: Any
+    defocus_u_A: Any
+    defocus_v_A: Any
+    astigmatism_deg: Any = 0.0
+    phase_shift_deg: Any = 0.0
+    voltage_kV: Any = 300.0
+    spherical_aberration_mm: Any = 2.7
+    amplitude_contrast: Any = 0.1
+
+    def varying(self) -> dict[str, npt.NDArray[Any]]:
+        """Those that differ from image to image."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if np.ndim(value)}
+
+    def __getitem__(self, images: slice) -> Optics:
+        """Optics of some of the images."""
+        return replace(self, **{name: value[images] for name, value in self.varying().items()})
+
+    def ctf(self, shape: tuple[int, int], image: int) -> npt.NDArray[Any]:
+        """Return the CTF of one image on the grid of `numpy.fft.rfft2`; (h, w // 2 + 1)."""
+        one = {name: float(value[image]) for name, value in self.varying().items()}
+        values = {field.name: getattr(self, field.name) for field in fields(self)} | one
+        return ctf_2d(shape, **values)
 
 
 def electron_wavelength(voltage_kV: float) -> float:

@@ -30,6 +30,7 @@ def demo_particles(
     box_px: int = 128,
     pixel_size_A: float = 2.0,
     snr: float = 0.1,
+    ctf: bool = True,
     seed: int = 0,
 ) -> tuple[xr.DataArray, Array]:
     """Simulate noisy particle images of a protein of our own making.
@@ -48,6 +49,8 @@ def demo_particles(
         Edge of a pixel in Å.
     snr
         Variance of the clean images (CTF applied) over the full frame / variance of the noise.
+    ctf
+        Whether there is a CTF; without, the images are the projected density.
     seed
         Of the random numbers; those of an image follow [seed, image_id].
 
@@ -84,15 +87,19 @@ def demo_particles(
         box_px=box_px,
         pixel_size_A=pixel_size_A,
     )
-    ctf = ctf_2d((box_px, box_px), pixel_size_A=pixel_size_A, **coords, **OPTICS)
-    clean = _scale_to_snr(apply_ctf(density, ctf), snr)
+    if ctf:
+        optics = {"pixel_size_A": pixel_size_A, **coords, **OPTICS}
+        density = apply_ctf(density, ctf_2d((box_px, box_px), **optics))
+    else:
+        coords = {}
+    clean = _scale_to_snr(density, snr)
     noise = np.stack([rng.standard_normal(clean.shape[1:], np.float32) for rng in draws])
     coords |= {
         "image_id": np.arange(n_images),
         **dict(zip(("rot_deg", "tilt_deg", "psi_deg"), rotation_deg.T, strict=True)),
         **dict(zip(("shift_x_A", "shift_y_A"), shift_A.T, strict=True)),
     }
-    parameters = {"n_images": n_images, "box_px": box_px, "snr": snr, "seed": seed}
+    parameters = {"n_images": n_images, "box_px": box_px, "snr": snr, "ctf": ctf, "seed": seed}
     attrs = _attrs("particles", pixel_size_A, parameters)
     return _lazy_stack(clean + noise, coords, attrs), clean
 

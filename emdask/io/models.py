@@ -1,0 +1,122 @@
+"""Models that a method has learnt: plain datasets, kept as Zarr groups."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import xarray as xr
+
+from emdask.checks import require, sentence
+from emdask.errors import FormatError
+
+SUFFIX = ".zarr"
+
+
+def save_model(model: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write what `emdask.learn_denoiser` learnt, to be used on other stacks.
+
+    Parameters
+    ----------
+    model
+        The model, computed; its attribute ``method`` names the method.
+    path
+        Target; its name ends in ``.zarr``.
+    overwrite
+        Whether an existing model gives way.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    ParameterError
+        If it is no model, or the name ends otherwise.
+    FileExistsError
+        If there is something of that name.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> model = xr.Dataset({"atoms": ("atom", [1.0, 2.0])}, attrs={"method": "ksvd"})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     open_model(save_model(model, f"{folder}/model.zarr")).atoms.values
+    array([1., 2.])
+    """
+    path = Path(path)
+    is_model = isinstance(model, xr.Dataset) and "method" in model.attrs
+    remedy = "Give what learn_denoiser(...).compute() returned."
+    require(is_model, "save_model", "needs a model", type(model).__name__, remedy)
+    check_model_target(path, overwrite=overwrite)
+    draft = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.to_zarr(draft, zarr_format=3, consolidated=False)
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(draft, path)
+    return path
+
+
+def check_model_target(path: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse, before hours of work, a target that `save_model` would refuse after them.
+
+    Raises
+    ------
+    ParameterError, FileExistsError, FileNotFoundError
+    """
+    path = Path(path)
+    require(path.suffix == SUFFIX, str(path), f"a model's name must end in {SUFFIX}", path.name)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(sentence(str(path), "its folder does not exist"))
+    if path.exists() and not (overwrite and is_model(path)):
+        rule = "exists already" if is_model(path) else "exists already and is no model"
+        remedy = "Name another one, or pass overwrite=True (--overwrite)."
+        if not is_model(path):
+            remedy = "Name another one."
+        raise FileExistsError(sentence(str(path), rule, remedy=remedy))
+
+
+def open_model(path: str | Path) -> xr.Dataset:
+    """Read a model that `save_model` wrote.
+
+    Parameters
+    ----------
+    path
+        The Zarr group.
+
+    Returns
+    -------
+    xarray.Dataset
+        In memory.
+
+    Raises
+    ------
+    FileNotFoundError, FormatError
+        If there is none, or it is something else.
+
+    Examples
+    --------
+    >>> open_model("no/such.zarr")
+    Traceback (most recent call last):
+    FileNotFoundError: no/such.zarr: no such model.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(sentence(str(path), "no such model"))
+    if not is_model(path):
+        rule = "is not a model"
+        remedy = "Models are written by save_model() or emdask denoise --save-model."
+        raise FormatError(sentence(str(path), rule, remedy=remedy))
+    with xr.open_zarr(path, consolidated=False, chunks=None) as model:
+        loaded: xr.Dataset = model.load()
+    return loaded
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether there is a Zarr group that says of which method it is the model."""
+    try:
+        with xr.open_zarr(path, consolidated=False, chunks=None) as found:
+            return "method" in found.attrs
+    except (OSError, ValueError, KeyError):
+        return False

@@ -1,0 +1,219 @@
+"""Make coloured noise white, so that methods for white noise work on it, and colour it again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy.typing as npt
+import xarray as xr
+from dask.delayed import Delayed
+
+from emdask.backend import check_device
+from emdask.checks import check_choice, require
+from emdask.io import open_model
+from emdask.kernels.whitening import (
+    NoiseSums,
+    add_sums,
+    colour_images,
+    noise_spectrum,
+    sum_noise,
+    whiten_images,
+)
+from emdask.lazy import learn_model, map_images
+from emdask.method import Learn, Method, parameter
+from emdask.stack import add_provenance, as_stack, image_ids, like_input
+
+LARGEST_PARTICLE_PX = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseParams:
+    """Parameters of `learn_noise`.
+
+    Parameters
+    ----------
+    background
+        Where only noise is: the "corners" of particle images, the quiet "tiles" of micrographs;
+        "auto" takes tiles where both sides are longer than 512 px.
+
+    Raises
+    ------
+    ParameterError
+        If it is another word.
+    """
+
+    background: Literal["auto", "corners", "tiles"] = parameter(
+        "auto", "where only noise is: in the corners, or in the quietest quarter of the tiles"
+    )
+
+    def __post_init__(self) -> None:
+        check_choice("whiten", "background", self.background, ("auto", "corners", "tiles"))
+
+    def takes_corners(self, shape: tuple[int, ...]) -> bool:
+        """Whether images of this size are taken for particles."""
+        if self.background == "auto":
+            return min(shape[-2:]) <= LARGEST_PARTICLE_PX
+        return self.background == "corners"
+
+
+def learn_noise(stack: Any, *, background: str = "auto") -> Delayed:
+    """Measure the power spectrum of a stack's noise in one pass, lazily.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
+        Noisy images.
+    background
+        Where only noise is: "corners", outside of the ellipse that touches the sides, for
+        particles; "tiles", the quietest quarter of each image's tiles of up to 256 px, for
+        micrographs; "auto" takes tiles where both sides are longer than 512 px.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        ``.compute()`` gives an `xarray.Dataset`: ``power`` (white noise of variance v has power v)
+        over ``frequency`` (cycles a pixel), averaged over directions and images. `save_model` keeps
+        it; it serves images of any size and the same pixels.
+
+    Raises
+    ------
+    ParameterError, StackError
+        At once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> noise = 3 * np.random.default_rng(0).normal(size=(20, 64, 64))
+    >>> spectrum = learn_noise(noise).compute()
+    >>> bool(abs(spectrum.power.mean() - 9) < 0.5)
+    True
+    """
+    params = NoiseParams(background=background)  # type: ignore[arg-type]
+    source = as_stack(stack)
+    return learn_model(source.data, image_ids(source), WHITEN, params, name=NAME)
+
+
+def whiten(stack: Any, noise: Any = None, *, device: str | None = None) -> Any:
+    """Make the noise of images white and of variance 1, lazily.
+
+    The images are filtered by the inverse root of the noise's power spectrum, signal and noise
+    alike: ratios of signal to noise stay what they are at each frequency, and methods made for
+    white noise work. `unwhiten` undoes it.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
+        Images with coloured noise.
+    noise
+        What `learn_noise` returned, or the path of what `save_model` wrote; None measures it on
+        ``stack`` within the same graph, which suits small stacks.
+    device
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
+
+    Returns
+    -------
+    xarray.DataArray or dask.array.Array
+        Same dims, float32, lazy, as `emdask.denoise`.
+
+    Raises
+    ------
+    ParameterError, StackError, DeviceError
+        At once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> noise = 3 * np.random.default_rng(0).normal(size=(20, 64, 64))
+    >>> bool(abs(whiten(noise).compute().std() - 1) < 0.02)
+    True
+    """
+    return _filter(stack, noise, "whiten", WHITEN, device)
+
+
+def unwhiten(stack: Any, noise: Any, *, device: str | None = None) -> Any:
+    """Undo `whiten`: give images the colour that their noise had, lazily.
+
+    Parameters
+    ----------
+    stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
+        Whitened images, denoised or not.
+    noise
+        What they were whitened with.
+    device
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
+
+    Returns
+    -------
+    xarray.DataArray or dask.array.Array
+        Same dims, float32, lazy, as `emdask.denoise`.
+
+    Raises
+    ------
+    ParameterError, StackError, DeviceError
+        At once.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).normal(size=(4, 32, 32))
+    >>> noise = learn_noise(images)
+    >>> same = unwhiten(whiten(images, noise), noise).compute()
+    >>> bool(np.allclose(same, images, atol=1e-5))
+    True
+    """
+    return _filter(stack, noise, "unwhiten", COLOUR, device)
+
+
+def _filter(stack: Any, noise: Any, name: str, record: Method, device: str | None) -> Any:
+    device = check_device(device, name, record.apply)
+    params = NoiseParams()
+    source = as_stack(stack)
+    model = learn_noise(source) if noise is None and record is WHITEN else _check_noise(noise, name)
+    images = map_images(source.data, record, params, name=name, device=device, model=model)
+    attrs = add_provenance(source.attrs, name, {})
+    return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
+
+
+def _check_noise(noise: Any, name: str) -> Any:
+    if isinstance(noise, str | Path):
+        noise = open_model(noise)
+    is_noise = isinstance(noise, xr.Dataset) and noise.attrs.get("method") == NAME
+    rule = "noise must be what learn_noise returned, or the path of one"
+    require(is_noise or isinstance(noise, Delayed), name, rule, type(noise).__name__)
+    return noise.load() if is_noise else noise
+
+
+NAME = "noise"
+
+
+def _sum(
+    images: npt.NDArray[Any], image_ids: npt.NDArray[Any], params: NoiseParams
+) -> tuple[NoiseSums, tuple[int, int]]:
+    shape = images.shape[1], images.shape[2]
+    return sum_noise(images, corners=params.takes_corners(shape)), shape
+
+
+def _combine(a: Any, b: Any) -> Any:
+    return add_sums(a[0], b[0]), a[1]
+
+
+def _finish(sums: tuple[NoiseSums, tuple[int, int]], params: NoiseParams) -> xr.Dataset:
+    total, shape = sums
+    frequency, power = noise_spectrum(total, shape, corners=params.takes_corners(shape))
+    spectrum = xr.DataArray(power, dims="frequency", coords={"frequency": frequency})
+    return xr.Dataset({"power": spectrum}, attrs=asdict(params))
+
+
+def _whiten(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:
+    return whiten_images(images, model.frequency.values, model.power.values)
+
+
+def _colour(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:
+    return colour_images(images, model.frequency.values, model.power.values)
+
+
+LEARN = Learn(chunk=_sum, combine=_combine, finalize=_finish)
+WHITEN = Method(params=NoiseParams, apply={"cpu": _whiten, "cuda": _whiten}, learn=LEARN)
+COLOUR = Method(params=NoiseParams, apply={"cpu": _colour, "cuda": _colour}, learn=LEARN)
