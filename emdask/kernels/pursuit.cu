@@ -98,19 +98,17 @@ __device__ __forceinline__ Waiting measure(const Patches& patches, int patch) {
   return found;
 }
 
-// Gather the pixels of patches that are coded together: (n_pixels, TOGETHER), zeros beyond.
+// Gather the pixels of patches that are coded together: (n_pixels, TOGETHER), of fewer the first again.
 template <int TOGETHER>
-__device__ __forceinline__ void gather(const Patches& patches, int n_pixels, const Waiting* queue,
-                                       int n_patches, float* pixels) {
-  const int lane = threadIdx.x, k = lane % TOGETHER;
+__device__ __forceinline__ void gather(const Patches& patches, const Waiting* queue, int n_patches,
+                                       float* pixels) {
+  const int k = threadIdx.x % TOGETHER, first = threadIdx.x / TOGETHER;
   const Waiting own = queue[k < n_patches ? k : 0];
   const float* corner = patches.corner(own.patch);
-  int y = 0, x = lane / TOGETHER;
-  for (int at = lane; at < n_pixels * TOGETHER; at += LANES) {
-    for (; x >= patches.side_x; x -= patches.side_x) y++;
-    pixels[at] = k < n_patches ? corner[y * patches.width + x] - own.mean : 0.0f;
-    x += LANES / TOGETHER;
-  }
+  for (int y = 0; y < patches.side_y; y++, corner += patches.width, pixels += patches.side_x * TOGETHER)
+#pragma unroll 2
+    for (int x = first; x < patches.side_x; x += LANES / TOGETHER)
+      pixels[x * TOGETHER + k] = corner[x] - own.mean;
 }
 
 __device__ __forceinline__ void add_product(float4 atoms, float factor, float* sums) {
@@ -233,7 +231,7 @@ __device__ __forceinline__ void code_together(const Dictionary& dictionary, cons
                                               const Room& room, const Waiting* queue, int n_patches,
                                               const Stop& stop, const Sink& sink) {
   constexpr int TOGETHER = Shape<ATOMS>::TOGETHER;
-  gather<TOGETHER>(patches, dictionary.n_pixels, queue, n_patches, room.pixels);
+  gather<TOGETHER>(patches, queue, n_patches, room.pixels);
   __syncwarp();
   float sums[TOGETHER][ATOMS];
   correlate<ATOMS, TOGETHER>(dictionary, room.pixels, sums);

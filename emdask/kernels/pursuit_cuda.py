@@ -193,7 +193,7 @@ class Dictionary(NamedTuple):
     @property
     def side(self) -> int:
         """Side of a patch, px."""
-        return round(float(self.n_pixels) ** 0.5)
+        return round(float(self.n_pixels**0.5))
 
     @property
     def atoms_a_lane(self) -> int:
