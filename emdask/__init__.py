@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emdask.cluster import connect
+    from emdask.comparisons import compare
     from emdask.denoisers import denoise, learn_denoiser
     from emdask.io import open_model, open_stack, save_model, save_stack
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
 __version__ = "0.1.0"
 __all__ = [
+    "compare",
     "connect",
     "denoise",
     "learn_denoiser",
@@ -27,6 +29,7 @@ __all__ = [
 
 # The verbs load when used, so that ``import emdask`` costs milliseconds.
 _HOMES = {
+    "compare": "emdask.comparisons",
     "connect": "emdask.cluster",
     "denoise": "emdask.denoisers",
     "learn_denoiser": "emdask.denoisers",

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from scipy.ndimage import gaussian_filter
 
-from emdask.checks import sentence
+from emdask.comparisons import best_gaussian
 from emdask.console import Stopwatch, connect_quietly, follow_images, rate_text, say, say_table
 from emdask.denoisers import denoise
 from emdask.io import open_stack, save_stack
@@ -21,6 +20,7 @@ from emdask.metrics import low_frequency_ratio, psnr
 from emdask.report import (
     Section,
     Table,
+    claim_folder,
     draw_power,
     environment_text,
     picture_images,
@@ -32,11 +32,7 @@ from emdask.simulators import demo_micrograph, demo_particles
 Images = npt.NDArray[Any]
 
 METHOD = "bm3d"
-# Written first, so that a folder of an interrupted demo is known for what it is.
-MARK = "README.txt"
 MARK_TEXT = "Simulated images and their report, made by `emdask demo`. Nothing here is needed.\n"
-GAUSSIAN_WIDTHS_PX = np.geomspace(0.6, 5.0, 15)
-IMAGES_TO_TUNE = 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +93,7 @@ def run_demo(
     FileExistsError
         If the folder holds something that no demo made.
     """
-    prepare_folder(out)
+    claim_folder(out, "demo", MARK_TEXT)
     say(f"Simulating particles and a micrograph in {out}/ ...")
     sizes: dict[str, Any] = {"n_images": 8, "box_px": 64, "pixel_size_A": 4.0} if small else {}
     particles = demo_particles(**sizes, seed=seed)
@@ -113,25 +109,6 @@ def run_demo(
     report = _report(out, results, tables)
     _say_results(out, results, tables, report)
     return report
-
-
-def prepare_folder(out: Path) -> None:
-    """Make the folder, or take one that an earlier demo has made.
-
-    Raises
-    ------
-    FileExistsError
-        If it is a file, or holds something that no demo made.
-    """
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(sentence(str(out), "is a file", remedy="Name a folder with --out."))
-    mark = out / MARK
-    is_ours = mark.is_file() and mark.read_text(encoding="utf-8") == MARK_TEXT
-    if out.is_dir() and any(out.iterdir()) and not is_ours:
-        rule = "the folder holds files that no demo made"
-        raise FileExistsError(sentence(str(out), rule, remedy="Name another with --out."))
-    out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(MARK_TEXT, encoding="utf-8")
 
 
 def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
@@ -157,39 +134,6 @@ def _denoise(out: Path, name: str, clean: Images, dashboard: str) -> Result:
         denoised=saved.values,
         seconds=seconds,
     )
-
-
-def best_gaussian(noisy: Images, clean: Images) -> tuple[float, Images]:
-    """Blur with the Gaussian whose width brings the images nearest to the clean ones.
-
-    An honest control: it is told the truth, which no denoiser knows.
-
-    Parameters
-    ----------
-    noisy, clean : array, shape (n, h, w)
-        Images; the width is tuned on the first 24.
-
-    Returns
-    -------
-    width_px : float
-        Standard deviation of the Gaussian.
-    blurred : array, shape (n, h, w)
-
-    Examples
-    --------
-    >>> clean = np.zeros((1, 16, 16))
-    >>> width_px, blurred = best_gaussian(clean + np.eye(16), clean)
-    >>> width_px > 3
-    True
-    """
-    few, truth = noisy[:IMAGES_TO_TUNE], clean[:IMAGES_TO_TUNE]
-    errors = [((_blur(few, width) - truth) ** 2).mean() for width in GAUSSIAN_WIDTHS_PX]
-    width_px = float(GAUSSIAN_WIDTHS_PX[int(np.argmin(errors))])
-    return width_px, _blur(noisy, width_px)
-
-
-def _blur(images: Images, width_px: float) -> Images:
-    return np.asarray(gaussian_filter(images, (0, width_px, width_px)))
 
 
 def judge(result: Result) -> list[tuple[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from emdask.checks import sentence
 from emdask.plots import (
     Limits,
     about_median,
@@ -28,6 +29,8 @@ from emdask.plots import (
 )
 
 LIBRARIES = ("emdask", "numpy", "scipy", "numba", "dask", "xarray", "zarr")
+# Written first, so that a folder of a run that was interrupted is known for what it is.
+MARK = "README.txt"
 CROP_PX = 512
 OVERVIEW_PX = 768
 PARTICLES_SHOWN = 8
@@ -216,6 +219,42 @@ def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
         (s["step"], ", ".join(f"{k} = {v}" for k, v in s["parameters"].items() if v is not None))
         for s in steps
     ]
+
+
+def claim_folder(out: Path, maker: str, mark_text: str) -> None:
+    """Make a folder for a report, or take one that an earlier run has made.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    maker
+        What makes it, as "demo".
+    mark_text
+        Content of its README.txt, by which it is known.
+
+    Raises
+    ------
+    FileExistsError
+        If it is a file, or holds something that none of these runs made.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     claim_folder(Path(folder, "new"), "demo", "Made by a demo.")
+    ...     Path(folder, "new", MARK).read_text(encoding="utf-8")
+    'Made by a demo.'
+    """
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(sentence(str(out), "is a file", remedy="Name a folder with --out."))
+    mark = out / MARK
+    is_ours = mark.is_file() and mark.read_text(encoding="utf-8") == mark_text
+    if out.is_dir() and any(out.iterdir()) and not is_ours:
+        rule = f"the folder holds files that no {maker} made"
+        raise FileExistsError(sentence(str(out), rule, remedy="Name another with --out."))
+    out.mkdir(parents=True, exist_ok=True)
+    mark.write_text(mark_text, encoding="utf-8")
 
 
 def write_report(

@@ -6,11 +6,10 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 
-from emdask.demo import MARK, best_gaussian, prepare_folder
+from emdask.demo import MARK_TEXT
 from emdask.io import open_stack
-from emdask.metrics import psnr
+from emdask.report import claim_folder
 
 CODE = """
 from pathlib import Path
@@ -35,30 +34,4 @@ def test_demo_writes_denoises_and_reports(tmp_path):
     assert [step["step"] for step in after.attrs["provenance"]] == ["demo", "bm3d"]
     np.testing.assert_array_equal(after.rot_deg.values, noisy.rot_deg.values)
     assert after.values.std() < noisy.values.std() / 2
-    prepare_folder(folder)
-
-
-def test_a_folder_of_other_files_is_refused(tmp_path):
-    (tmp_path / "particles.mrcs").write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match="no demo made"):
-        prepare_folder(tmp_path)
-    with pytest.raises(FileExistsError, match="is a file"):
-        prepare_folder(tmp_path / "particles.mrcs")
-    assert [path.name for path in tmp_path.iterdir()] == ["particles.mrcs"]
-
-
-def test_an_empty_or_new_folder_gets_the_mark(tmp_path):
-    prepare_folder(tmp_path / "new" / "one")
-    assert (tmp_path / "new" / "one" / MARK).is_file()
-
-
-def test_best_gaussian_beats_narrower_and_wider_ones(rng):
-    from scipy.ndimage import gaussian_filter
-
-    y, x = np.mgrid[:64, :64]
-    clean = np.exp(-((y - 30.0) ** 2 + (x - 33.0) ** 2) / 200)[None]
-    noisy = clean + rng.normal(size=clean.shape)
-    width_px, blurred = best_gaussian(noisy, clean)
-    best = psnr(blurred, clean)
-    for other in (width_px / 1.6, width_px * 1.6):
-        assert psnr(gaussian_filter(noisy, (0, other, other)), clean) < best
+    claim_folder(folder, "demo", MARK_TEXT)

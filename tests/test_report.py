@@ -10,8 +10,10 @@ import pytest
 
 from emdask.report import (
     CROP_PX,
+    MARK,
     Section,
     Table,
+    claim_folder,
     draw_power,
     environment_rows,
     picture_images,
@@ -98,3 +100,22 @@ def test_environment_names_versions():
     rows = dict(environment_rows())
     assert rows["numpy"] == np.__version__
     assert int(rows["cores"]) >= 1
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path):
+    (tmp_path / "particles.mrcs").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="no demo made"):
+        claim_folder(tmp_path, "demo", "ours")
+    with pytest.raises(FileExistsError, match="is a file"):
+        claim_folder(tmp_path / "particles.mrcs", "demo", "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["particles.mrcs"]
+
+
+def test_a_new_folder_gets_the_mark_and_is_known_again(tmp_path):
+    folder = tmp_path / "new" / "one"
+    claim_folder(folder, "demo", "ours")
+    (folder / "more.txt").write_text("of the run")
+    claim_folder(folder, "demo", "ours")
+    with pytest.raises(FileExistsError, match="no comparison made"):
+        claim_folder(folder, "comparison", "theirs")
+    assert (folder / MARK).read_text() == "ours"
