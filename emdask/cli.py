@@ -17,6 +17,7 @@ from emdask.options import add_method_options, with_signature
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 FAMILY = "emdask.denoisers"
+DEFAULT_METHOD = "bm3d"
 
 
 class _Group(TyperGroup):
@@ -25,7 +26,9 @@ class _Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Load the methods' records for the command that runs, and not for ``emdask --help``."""
         name, command, rest = super().resolve_command(ctx, args)
-        return name, denoise_command() if name == "denoise" else command, rest
+        if name == "denoise":
+            command = denoise_command(named_method(rest))
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -226,7 +229,7 @@ def denoise(
     out: Output,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
-    ] = "bm3d",
+    ] = DEFAULT_METHOD,
     workers: Workers = None,
     scheduler: Annotated[
         str,
@@ -265,6 +268,29 @@ def denoise(
             show_default=False,
         ),
     ] = None,
+    whiten: Annotated[
+        bool,
+        typer.Option(
+            "--whiten",
+            help="Make the noise white first, as all methods take it to be, and undo it after.",
+        ),
+    ] = False,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ZARR",
+            help="Take what the method learnt before, kept by --save-model.",
+            show_default=False,
+        ),
+    ] = None,
+    save_model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="ZARR",
+            help="Keep what the method learns from these images.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     images: Images = "",
@@ -275,7 +301,8 @@ def denoise(
 ) -> None:
     """Denoise micrographs or particle images.
 
-    The parameters of the methods are below; emdask methods lists them too.
+    The parameters of the method are below: emdask denoise --method NAME --help shows those of
+    another, emdask methods lists all.
     """
     from emdask.commands import Source, denoise_files
     from emdask.commands import Workers as Where
@@ -299,6 +326,9 @@ def denoise(
         overwrite=overwrite,
         preview=preview,
         report=report,
+        whiten_noise=whiten,
+        model=model,
+        keep_model=save_model,
     )
 
 
@@ -309,13 +339,29 @@ def _without_options(**arguments: Any) -> None:
 app.command("denoise")(with_signature(_without_options, denoise, {}))
 
 
-def denoise_command() -> Any:
-    """Build the command ``denoise`` with the options of all methods."""
+def named_method(words: list[str]) -> str:
+    """Return the method that the words of a command line name, before they are parsed.
+
+    Examples
+    --------
+    >>> named_method(["a.mrcs", "b.zarr", "--method", "ksvd"]), named_method(["--method=mean"])
+    ('ksvd', 'mean')
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--method":
+            return following
+        if word.startswith("--method="):
+            return word.partition("=")[2]
+    return DEFAULT_METHOD
+
+
+def denoise_command(method: str) -> Any:
+    """Build the command ``denoise`` with the options of all methods, and help on those of one."""
     one = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
     )
     one.command("denoise", context_settings=CONTEXT | UNDERSCORES)(
-        add_method_options(denoise, FAMILY)
+        add_method_options(denoise, FAMILY, method)
     )
     return typer.main.get_command(one)
 

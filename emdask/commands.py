@@ -29,9 +29,17 @@ from emdask.console import (
     say_table,
 )
 from emdask.denoisers import FAMILY, denoise, learn_denoiser
-from emdask.io import check_target, open_stack, save_stack
+from emdask.io import (
+    check_model_target,
+    check_target,
+    open_model,
+    open_stack,
+    save_model,
+    save_stack,
+)
 from emdask.method import Method, find_method, list_methods
 from emdask.variables import BY_NAME
+from emdask.whiteners import learn_noise, unwhiten, whiten
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
 MICROGRAPHS_STAR = "micrographs.star"
@@ -289,6 +297,9 @@ def denoise_files(
     overwrite: bool,
     preview: Path | None,
     report: Path | None,
+    whiten_noise: bool = False,
+    model: Path | None = None,
+    keep_model: Path | None = None,
 ) -> None:
     """Denoise a stack from files to files.
 
@@ -306,24 +317,39 @@ def denoise_files(
         As of `emdask.save_stack`.
     preview, report
         Picture and HTML page of the first images, where asked for.
+    whiten_noise
+        Whether the noise is made white first, and the result coloured again.
+    model, keep_model
+        What the method has learnt before, and where to keep what it learns now.
     """
     for path, suffixes in ((preview, PREVIEW_SUFFIXES), (report, (".html",))):
         check_picture_path(path, suffixes)
-    stack = source.open()
-    # Before workers start: a wrong parameter or target is to be told at once.
-    options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels, **parameters}
     record = find_method(FAMILY, method)
-    learns = record.learn is not None
-    clean: Any = None if learns else denoise(stack, method, **options)
-    check_target(stack if learns else clean, out, resume=resume, overwrite=overwrite)
+    if keep_model is not None:
+        rule = f"{method} learns nothing" if record.learn is None else "does not go with --model"
+        require(record.learn is not None and model is None, "--save-model", rule)
+        check_model_target(keep_model, overwrite=overwrite)
+    stack = source.open()
+    plan = Plan(
+        method=method,
+        parameters=parameters,
+        device=device,
+        bad_pixels=bad_pixels,
+        whiten_noise=whiten_noise,
+        learns=record.learn is not None,
+        model=None if model is None else open_model(model),
+    )
+    # Before workers start: a wrong parameter or target is to be told at once.
+    check_target(plan.build(stack), out, resume=resume, overwrite=overwrite)
     with workers.connect(record, device) as client:
         if (device or setting("device")) == "cuda":
             # Before the output is begun: what is left of it would stand in the way of the next try.
             require_cards(client)
         watch = Stopwatch()
-        if learns:
-            model = learn_denoiser(stack, method, **parameters).compute()
-            clean = denoise(stack, method, model=model, **options)
+        plan = plan.learn(stack)
+        if keep_model is not None and plan.model is not None:
+            save_model(plan.model, keep_model, overwrite=overwrite)
+        clean = plan.build(stack)
         with follow_images(method, stack.shape[0], client.dashboard_link) as on_progress:
             path = save_stack(
                 clean, out, resume=resume, overwrite=overwrite, on_progress=on_progress
@@ -337,6 +363,63 @@ def denoise_files(
     if report is not None:
         save_report(stack, clean, path, report, seconds)
         say(f"report -> {report}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a stack is denoised, step by step.
+
+    Parameters
+    ----------
+    method, parameters, device, bad_pixels
+        As of `emdask.denoise`.
+    whiten_noise
+        Whether the noise is made white first, and the result coloured again.
+    learns
+        Whether the method needs a model.
+    noise, model
+        What was learnt; None before.
+    """
+
+    method: str
+    parameters: Mapping[str, Any]
+    device: str | None
+    bad_pixels: str
+    whiten_noise: bool
+    learns: bool
+    noise: xr.Dataset | None = None
+    model: xr.Dataset | None = None
+
+    def learn(self, stack: xr.DataArray) -> Plan:
+        """Read the stack once for the noise and once for the model, where they are needed."""
+        plan = self
+        if self.whiten_noise:
+            say(f"Measuring the noise of {count_text(len(stack))} ...")
+            noise = learn_noise(stack, bad_pixels=self.bad_pixels).compute()
+            plan = dataclasses.replace(plan, noise=noise)
+        if self.learns and self.model is None:
+            say(f"{self.method} learns from {count_text(len(stack))} ...")
+            given = plan.prepare(stack)
+            options = {"bad_pixels": self.bad_pixels, **self.parameters}
+            model = learn_denoiser(given, self.method, **options).compute()
+            plan = dataclasses.replace(plan, model=model)
+        return plan
+
+    def prepare(self, stack: xr.DataArray) -> xr.DataArray:
+        """Return what the method is given."""
+        if not self.whiten_noise:
+            return stack
+        options: dict[str, Any] = {"device": self.device, "bad_pixels": self.bad_pixels}
+        return whiten(stack, self.noise, **options)  # type: ignore[no-any-return]
+
+    def build(self, stack: xr.DataArray) -> xr.DataArray:
+        """Return the lazy result; what is not learnt yet is learnt within its graph."""
+        options = {"device": self.device, "bad_pixels": self.bad_pixels, **self.parameters}
+        clean = denoise(self.prepare(stack), self.method, model=self.model, **options)
+        if self.whiten_noise:
+            noise = learn_noise(stack) if self.noise is None else self.noise
+            clean = unwhiten(clean, noise, device=self.device)
+        return clean  # type: ignore[no-any-return]
 
 
 def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:

@@ -34,6 +34,8 @@ from emdask.method import Method
 from emdask.placement import on_cards, requests
 
 Images = npt.NDArray[Any]
+# What to do about NaN and infinite pixels.
+BAD_PIXELS = ("raise", "replace")
 COMBINE_AT_ONCE = 8
 WRITES_AT_ONCE = 20_000
 

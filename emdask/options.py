@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 
 
-def add_method_options(command: Callable[..., None], family: str) -> Callable[..., None]:
+def add_method_options(
+    command: Callable[..., None], family: str, shown: str
+) -> Callable[..., None]:
     """Give a command an option for each parameter of each method, from the methods' records.
 
     Parameters
@@ -20,15 +22,19 @@ def add_method_options(command: Callable[..., None], family: str) -> Callable[..
     command
         Takes ``**parameters``.
     family
-        Package of the methods, as "emdask.denoisers". A parameter that several methods share is one
-        option.
+        Package of the methods, as "emdask.denoisers".
+    shown
+        The method that is asked for: the help shows its parameters. Those of others are taken too,
+        to be refused by a sentence that names the method's own.
 
     Returns
     -------
     callable
         Its signature names the options; those that are given go into ``**parameters``.
     """
-    options = method_options(family)
+    own = inspect.signature(command).parameters
+    # A name that the command has itself, as pixel_size_A, means the same and goes with the input.
+    options = {name: o for name, o in method_options(family, shown).items() if name not in own}
 
     def run(**arguments: Any) -> None:
         left_out = [name for name in options if arguments[name] is None]
@@ -53,13 +59,15 @@ def with_signature(
     return run
 
 
-def method_options(family: str) -> dict[str, Any]:
+def method_options(family: str, shown: str) -> dict[str, Any]:
     """Make the options of all methods of a family.
 
     Parameters
     ----------
     family
         Package of the family, as "emdask.denoisers".
+    shown
+        The method whose parameters the help shows.
 
     Returns
     -------
@@ -68,34 +76,35 @@ def method_options(family: str) -> dict[str, Any]:
 
     Examples
     --------
-    >>> "sigma" in method_options("emdask.denoisers")
+    >>> "sigma" in method_options("emdask.denoisers", "bm3d")
     True
     """
     from emdask.method import find_method, list_methods
 
-    owners: dict[str, list[str]] = {}
-    fields: dict[str, tuple[Any, Any]] = {}
-    for name in list_methods(family):
+    options: dict[str, Any] = {}
+    names = list_methods(family)
+    for name in sorted(names, key=lambda name: name != shown):
         params = find_method(family, name).params
         hints = typing.get_type_hints(params)
         for field in dataclasses.fields(params):
-            owners.setdefault(field.name, []).append(name)
-            fields.setdefault(field.name, (field, hints[field.name]))
-    return {name: _option(*fields[name], owners[name]) for name in fields}
+            option = _option(field, hints[field.name], name, hidden=name != shown)
+            options.setdefault(field.name, option)
+    return options
 
 
-def _option(field: Any, hint: Any, methods: list[str]) -> Any:
+def _option(field: Any, hint: Any, method: str, *, hidden: bool) -> Any:
     kinds = _kinds(hint)
     unit = field.metadata.get("unit", "")
-    default = "" if field.default is None else f"default {field.default}"
+    default = "" if field.default in (None, "") else f"default {field.default}"
     about = "; ".join(filter(None, (unit, default)))
     option = typer.Option(
         f"--{field.name.replace('_', '-')}",
         parser=lambda text: parse_value(text, kinds),
         metavar="|".join(kinds),
         help=field.metadata["meaning"] + (f" ({about})" if about else ""),
-        rich_help_panel=f"Parameters of {', '.join(methods)}",
+        rich_help_panel=f"Parameters of {method}",
         show_default=False,
+        hidden=hidden,
     )
     return Annotated[str | None, option]
 

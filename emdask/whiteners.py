@@ -21,7 +21,7 @@ from emdask.kernels.whitening import (
     sum_noise,
     whiten_images,
 )
-from emdask.lazy import learn_model, map_images
+from emdask.lazy import BAD_PIXELS, learn_model, map_images
 from emdask.method import Learn, Method, parameter
 from emdask.stack import add_provenance, as_stack, image_ids, like_input
 
@@ -58,7 +58,7 @@ class NoiseParams:
         return self.background == "corners"
 
 
-def learn_noise(stack: Any, *, background: str = "auto") -> Delayed:
+def learn_noise(stack: Any, *, background: str = "auto", bad_pixels: str = "raise") -> Delayed:
     """Measure the power spectrum of a stack's noise in one pass, lazily.
 
     Parameters
@@ -69,6 +69,8 @@ def learn_noise(stack: Any, *, background: str = "auto") -> Delayed:
         Where only noise is: "corners", outside of the ellipse that touches the sides, for
         particles; "tiles", the quietest quarter of each image's tiles of up to 256 px, for
         micrographs; "auto" takes tiles where both sides are longer than 512 px.
+    bad_pixels
+        "raise" or "replace", as of `emdask.denoise`.
 
     Returns
     -------
@@ -92,10 +94,13 @@ def learn_noise(stack: Any, *, background: str = "auto") -> Delayed:
     """
     params = NoiseParams(background=background)  # type: ignore[arg-type]
     source = as_stack(stack)
-    return learn_model(source.data, image_ids(source), WHITEN, params, name=NAME)
+    ids = image_ids(source)
+    return learn_model(source.data, ids, WHITEN, params, name=NAME, bad_pixels=bad_pixels)
 
 
-def whiten(stack: Any, noise: Any = None, *, device: str | None = None) -> Any:
+def whiten(
+    stack: Any, noise: Any = None, *, device: str | None = None, bad_pixels: str = "raise"
+) -> Any:
     """Make the noise of images white and of variance 1, lazily.
 
     The images are filtered by the inverse root of the noise's power spectrum, signal and noise
@@ -111,6 +116,8 @@ def whiten(stack: Any, noise: Any = None, *, device: str | None = None) -> Any:
         ``stack`` within the same graph, which suits small stacks.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
+    bad_pixels
+        "raise" or "replace", as of `emdask.denoise`.
 
     Returns
     -------
@@ -129,7 +136,9 @@ def whiten(stack: Any, noise: Any = None, *, device: str | None = None) -> Any:
     >>> bool(abs(whiten(noise).compute().std() - 1) < 0.02)
     True
     """
-    return _filter(stack, noise, "whiten", WHITEN, device)
+    check_choice("whiten", "bad_pixels", bad_pixels, BAD_PIXELS)
+    noise = learn_noise(stack, bad_pixels=bad_pixels) if noise is None else noise
+    return _filter(stack, noise, WHITEN, device, bad_pixels)
 
 
 def unwhiten(stack: Any, noise: Any, *, device: str | None = None) -> Any:
@@ -163,15 +172,22 @@ def unwhiten(stack: Any, noise: Any, *, device: str | None = None) -> Any:
     >>> bool(np.allclose(same, images, atol=1e-5))
     True
     """
-    return _filter(stack, noise, "unwhiten", COLOUR, device)
+    return _filter(stack, noise, COLOUR, device, "raise")
 
 
-def _filter(stack: Any, noise: Any, name: str, record: Method, device: str | None) -> Any:
+def _filter(stack: Any, noise: Any, record: Method, device: str | None, bad_pixels: str) -> Any:
+    name = "whiten" if record is WHITEN else "unwhiten"
     device = check_device(device, name, record.apply)
-    params = NoiseParams()
     source = as_stack(stack)
-    model = learn_noise(source) if noise is None and record is WHITEN else _check_noise(noise, name)
-    images = map_images(source.data, record, params, name=name, device=device, model=model)
+    images = map_images(
+        source.data,
+        record,
+        NoiseParams(),
+        name=name,
+        device=device,
+        model=_check_noise(noise, name),
+        bad_pixels=bad_pixels,
+    )
     attrs = add_provenance(source.attrs, name, {})
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 

@@ -167,10 +167,12 @@ def test_methods_prints_every_parameter_of_the_records():
 
 @pytest.mark.usefixtures("plugin")
 def test_denoise_help_has_an_option_for_each_parameter():
-    code, out, _ = call("denoise", "--help")
+    code, out, _ = call("denoise", "--method", "halve", "--help")
     text = " ".join(out.replace("│", " ").split())
     assert code == 0
     assert "Parameters of halve" in text
+    assert "--profile" not in text
+    assert "Parameters of bm3d" in call("denoise", "--help")[1]
     assert "--pause-s float|never pause before each chunk (s; default never)" in text
     assert "--method NAME" in text
 
@@ -191,6 +193,9 @@ def test_values_are_of_the_first_kind_that_fits():
         (["--method", "halve", "--factor", "2"], ["halve: factor must be", "[0, 1]", "got 2"]),
         (["--method", "halve", "--factor", "much"], ["factor must be", "got 'much'"]),
         (["--method", "halve", "--fctor", "1"], ["No such option", "--fctor", "--factor"]),
+        (["--method", "halve", "--profile", "x"], ["halve: no parameter", "'profile'", "Known: f"]),
+        (["--method", "halve", "--save-model", "m.zarr"], ["--save-model: halve learns nothing"]),
+        (["--method", "halve", "--model", "none.zarr"], ["none.zarr: no such model"]),
         (["--method", "halve", "--device", "gpu"], ["device must be one of", "got 'gpu'"]),
         (["--method", "halve", "--scheduler", "cuda"], ["--scheduler: cuda needs a method with"]),
         (["--scheduler", "cuda", "--device", "cpu"], ["cuda does not go with --device cpu. Leave"]),

@@ -12,12 +12,11 @@ from dask.delayed import Delayed
 from emdask.backend import check_device
 from emdask.checks import check_choice, require
 from emdask.io import open_model
-from emdask.lazy import learn_model, map_images
+from emdask.lazy import BAD_PIXELS, learn_model, map_images
 from emdask.method import Method, resolve_method
 from emdask.stack import add_provenance, as_stack, image_ids, like_input, optics_of
 
 FAMILY = __name__
-BAD_PIXELS = ("raise", "replace")
 
 
 def denoise(
