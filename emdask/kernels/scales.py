@@ -8,7 +8,14 @@ import numpy as np
 
 from emdask.backend import array_namespace, fourier_namespace
 
-__all__ = ["double", "halve", "has_coarser_scale", "merge_scales", "to_frequencies"]
+__all__ = [
+    "double",
+    "from_frequencies",
+    "halve",
+    "has_coarser_scale",
+    "merge_scales",
+    "to_frequencies",
+]
 
 # Share of a coarse image's frequencies, from zero on, that its estimate decides.
 COARSE_SHARE = 0.8
@@ -33,7 +40,7 @@ def halve(images: Any) -> Any:
     (3, 4)
     """
     rows, columns = (-(-n // 2) for n in images.shape[-2:])
-    return _from_frequencies(to_frequencies(images)[..., :rows, :columns])
+    return from_frequencies(to_frequencies(images)[..., :rows, :columns])
 
 
 def double(images: Any, shape: tuple[int, int]) -> Any:
@@ -41,7 +48,7 @@ def double(images: Any, shape: tuple[int, int]) -> Any:
     rows, columns = images.shape[-2:]
     frequencies = array_namespace(images).zeros((*images.shape[:-2], *shape), np.float32)
     frequencies[..., :rows, :columns] = to_frequencies(images)
-    return _from_frequencies(frequencies)
+    return from_frequencies(frequencies)
 
 
 def merge_scales(fine: Any, coarse: Any) -> Any:
@@ -53,7 +60,7 @@ def merge_scales(fine: Any, coarse: Any) -> Any:
     rows, columns = (round(COARSE_SHARE * n) for n in coarse.shape[-2:])
     frequencies = to_frequencies(fine)
     frequencies[..., :rows, :columns] = to_frequencies(coarse)[..., :rows, :columns]
-    return _from_frequencies(frequencies)
+    return from_frequencies(frequencies)
 
 
 def to_frequencies(images: Any) -> Any:
@@ -61,7 +68,8 @@ def to_frequencies(images: Any) -> Any:
     return _transform("dct", images)
 
 
-def _from_frequencies(frequencies: Any) -> Any:
+def from_frequencies(frequencies: Any) -> Any:
+    """Inverse of `to_frequencies`."""
     return _transform("idct", frequencies)
 
 
