@@ -1,0 +1,332 @@
+"""K-SVD: patches are sums of few atoms of a dictionary that is learnt from the noisy images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from emdask.backend import array_namespace
+from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
+from emdask.kernels.noise import estimate_snr
+from emdask.kernels.patches import PatchSample, merge_samples, sample_patches
+from emdask.kernels.unit_noise import denoise_at_unit_noise, to_unit_noise
+from emdask.method import Learn, Method, parameter
+
+# Most scales of images of an SNR below these; measured in benchmarks/ksvd.py.
+SCALES_BELOW_SNR = ((0.7, 3), (1.5, 2))
+MOST_SCALES = 5
+MOST_AUTO_SCALES = SCALES_BELOW_SNR[0][1]
+# Size of the sample: samples of chunks of a stack wait to be merged, all of an image are there.
+N_PATCHES = {"stack": 1 << 15, "image": 1 << 18}
+
+Floats = npt.NDArray[np.float32]
+Images = Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ksvd:
+    """Parameters of K-SVD.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the white noise in grey levels, or "auto": estimated image by image.
+    strength
+        Noise that is taken for true, in units of ``sigma``; more than 1 smooths more.
+    scope
+        "stack" learns one dictionary for all images, "image" one for each image when it is
+        denoised.
+    n_scales
+        Resolutions, each half of the last, of which the coarser are denoised first and subtracted
+        from the finer, 1 to 5; "auto" takes 3 for images of SNR below 0.7, 2 below 1.5, else 1,
+        as in the paper. Scales of less than four patches across are left out.
+    patch_px
+        Side of a patch, px; 4 to 16.
+    n_atoms
+        Size of the dictionary of each scale; 16 to 512.
+    n_iterations
+        Iterations of learning; 0 keeps the overcomplete cosine transform.
+    n_patches
+        Most patches of the sample that the dictionary of a scale is learnt from; None takes 32768
+        of a stack, or 262144 of an image. Those that are no more than noise teach nothing.
+    seed
+        Of the sample.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    Elad and Aharon, "Image denoising via sparse and redundant representations over learned
+    dictionaries", IEEE Transactions on Image Processing 15 (2006) 3736-3745.
+
+    The model is an `xarray.Dataset`: ``atoms (scale, atom, pixel)`` float32, of unit norm, pixels
+    row by row, the finest scale first; ``n_patches (scale)``, how many patches each was learnt
+    from. It suits images of any size and noise. Of ``scope="image"`` it is empty. Where a model is
+    given, the parameters of learning (``patch_px`` and those below it) have no effect.
+
+    Examples
+    --------
+    >>> Ksvd(sigma=0.5, scope="image").n_atoms
+    256
+    >>> Ksvd(patch_px=3)
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: ksvd: patch_px must be an integer in [4, 16]; got 3.
+    """
+
+    sigma: Literal["auto"] | float = parameter(
+        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
+    )
+    strength: float = parameter(1.0, "noise that is taken for true; more smooths more", "sigma")
+    scope: Literal["stack", "image"] = parameter(
+        "stack", "whether a dictionary is learnt from the whole stack or from each image"
+    )
+    n_scales: Literal["auto"] | int = parameter(
+        "auto", "resolutions, each half of the last; auto: 3, 2 or 1 by the image's SNR"
+    )
+    patch_px: int = parameter(8, "side of a patch", "px")
+    n_atoms: int = parameter(256, "size of the dictionary of each scale")
+    n_iterations: int = parameter(10, "iterations of learning")
+    n_patches: int | None = parameter(None, "most patches that a dictionary is learnt from")
+    seed: int = parameter(0, "of the choice of patches that are learnt from")
+
+    def __post_init__(self) -> None:
+        check_sigma("ksvd", self.sigma)
+        check_number("ksvd", "strength", self.strength, 0.01, 100)
+        check_choice("ksvd", "scope", self.scope, N_PATCHES)
+        if self.n_scales != "auto":
+            check_integer("ksvd", "n_scales", self.n_scales, 1, MOST_SCALES)
+        check_integer("ksvd", "patch_px", self.patch_px, 4, 16)
+        check_integer("ksvd", "n_atoms", self.n_atoms, 16, 512)
+        check_integer("ksvd", "n_iterations", self.n_iterations, 0, 1000)
+        if self.n_patches is not None:
+            check_integer("ksvd", "n_patches", self.n_patches, 1, 1 << 24)
+        check_integer("ksvd", "seed", self.seed, 0)
+
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+class Samples(NamedTuple):
+    """What a block tells of a stack.
+
+    Parameters
+    ----------
+    n_patches
+        Most patches of each scale.
+    scales
+        Patches of each scale, the finest first, in units of the noise.
+    """
+
+    n_patches: int
+    scales: tuple[PatchSample, ...]
+
+
+def sample_scales(
+    images: npt.NDArray[Any], image_ids: npt.NDArray[np.integer[Any]], params: Ksvd
+) -> Samples:
+    """Draw patches at each scale; images teach the scales at which they are denoised.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w).
+    image_ids
+        Their numbers, (n,).
+    params
+        Parameters.
+
+    Returns
+    -------
+    Samples
+        Of no scale where each image has a dictionary of its own.
+    """
+    if params.scope == "image":
+        return Samples(1, ())
+    unit, _, _, noisy = to_unit_noise(images, params.sigma)
+    noisy = noisy.ravel()
+    n_scales = MOST_AUTO_SCALES if params.n_scales == "auto" else params.n_scales
+    return _sample_unit_noise(unit[noisy], image_ids[noisy], n_scales, params)
+
+
+def _sample_unit_noise(
+    unit: Floats, image_ids: npt.NDArray[np.integer[Any]], n_scales: int, params: Ksvd
+) -> Samples:
+    from emdask.kernels.ksvd import list_scales
+
+    n_patches = params.n_patches or N_PATCHES[params.scope]
+    sizes: dict[str, int] = {
+        "patch_px": params.patch_px,
+        "n_patches": n_patches,
+        "seed": params.seed,
+    }
+    samples = [sample_patches(unit[:0], [], **sizes) for _ in range(n_scales)]
+    for chosen, count in choose_scales(unit, params):
+        levels = list_scales(unit[chosen] / np.float32(params.strength), count, params.patch_px)
+        for i, level in enumerate(levels):
+            more = sample_patches(level, image_ids[chosen], **sizes)
+            samples[i] = merge_samples(samples[i], more, n_patches)
+    return Samples(n_patches, tuple(samples))
+
+
+def merge_blocks(a: Samples, b: Samples) -> Samples:
+    """Merge the samples of two blocks, scale by scale."""
+    pairs = zip(a.scales, b.scales, strict=True)
+    return Samples(a.n_patches, tuple(merge_samples(*pair, a.n_patches) for pair in pairs))
+
+
+def learn_dictionaries(samples: Samples, params: Ksvd) -> xr.Dataset:
+    """Learn a dictionary of each scale.
+
+    Parameters
+    ----------
+    samples
+        Patches of all images.
+    params
+        Parameters.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `Ksvd`.
+    """
+    if params.scope == "image":
+        return xr.Dataset()
+    counts = np.array([len(sample.keys) for sample in samples.scales], np.int64)
+    atoms = (("scale", "atom", "pixel"), _learn_atoms(samples, params))
+    return xr.Dataset({"atoms": atoms, "n_patches": (("scale",), counts)})
+
+
+def _learn_atoms(samples: Samples, params: Ksvd) -> Floats:
+    from emdask.kernels.ksvd import learn_atoms
+
+    sizes: dict[str, int] = {
+        "n_atoms": params.n_atoms,
+        "patch_px": params.patch_px,
+        "n_iterations": params.n_iterations,
+    }
+    return np.stack([learn_atoms(sample.patches, **sizes) for sample in samples.scales])
+
+
+# --- Denoising ------------------------------------------------------------------------------------
+
+
+def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset) -> Floats:
+    """Denoise images with K-SVD on one CPU core.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w).
+    params
+        Parameters.
+    model
+        What `learn_dictionaries` returned.
+
+    Returns
+    -------
+    (n, h, w) float32
+
+    Raises
+    ------
+    ParameterError
+        If the model was learnt for another scope or for fewer scales.
+    """
+    from emdask.kernels import pursuit_cpu
+
+    return _denoise(images, params, model, pursuit_cpu.denoise_images)  # type: ignore[no-any-return]
+
+
+def _denoise(
+    images: Images, params: Ksvd, model: xr.Dataset, denoise_images: Callable[..., Images]
+) -> Images:
+    """Denoise images by either twin."""
+    check_model(model, params)
+    learnt = None if params.scope == "image" else model["atoms"].values
+
+    def denoise(unit: Images) -> Images:
+        result = array_namespace(unit).zeros(unit.shape, np.float32)
+        for chosen, n_scales in choose_scales(unit, params):
+            for part in [chosen] if learnt is not None else chosen[:, None]:
+                result[part] = _denoise_alike(unit[part], n_scales, params, learnt, denoise_images)
+        return result
+
+    return denoise_at_unit_noise(images, params.sigma, denoise)
+
+
+def _denoise_alike(
+    unit: Images,
+    n_scales: int,
+    params: Ksvd,
+    atoms: Floats | None,
+    denoise_images: Callable[..., Images],
+) -> Images:
+    """Denoise images of unit noise at as many scales; without atoms one image, by its own."""
+    from emdask.kernels.ksvd import denoise_unit_noise
+
+    if atoms is None:
+        # On the host, so that all devices learn alike.
+        host = unit if array_namespace(unit) is np else array_namespace(unit).asnumpy(unit)
+        alone = _sample_unit_noise(host, np.zeros(1, np.int64), n_scales, params)
+        atoms = _learn_atoms(alone, params)
+    strength = np.float32(params.strength)
+    return strength * denoise_unit_noise(
+        unit / strength,
+        atoms,
+        n_scales=min(n_scales, len(atoms)),
+        denoise_images=denoise_images,
+    )
+
+
+def check_model(model: xr.Dataset, params: Ksvd) -> None:
+    """Refuse a model that was learnt for another scope or for fewer scales."""
+    n_scales = model.sizes.get("scale", 0)
+    if params.scope == "image":
+        rule = 'scope="image" learns a dictionary of each image and takes no model'
+        require(n_scales == 0, "ksvd", rule, remedy='Choose scope="stack".')
+        return
+    rule = "the model must hold dictionaries"
+    remedy = 'Learn it with scope="stack".'
+    require(n_scales > 0, "ksvd", rule, "one learnt with scope='image'", remedy)
+    if params.n_scales != "auto":
+        rule = f"n_scales must be at most that of the model, {n_scales}"
+        require(params.n_scales <= n_scales, "ksvd", rule, params.n_scales)
+
+
+def choose_scales(unit: Images, params: Ksvd) -> list[tuple[Images, int]]:
+    """Say which images take how many scales, each image by itself.
+
+    Parameters
+    ----------
+    unit
+        Images of unit noise, (n, h, w).
+    params
+        Parameters.
+
+    Returns
+    -------
+    list of (indices, n_scales)
+    """
+    xp = array_namespace(unit)
+    if params.n_scales != "auto":
+        return [(xp.arange(len(unit)), params.n_scales)]
+    counts = xp.ones(len(unit), np.int64)
+    snrs = estimate_snr(unit, xp.ones(len(unit)))
+    for limit, n_scales in reversed(SCALES_BELOW_SNR):
+        counts[snrs < limit] = n_scales
+    groups = [(xp.flatnonzero(counts == n), n) for n in range(1, MOST_AUTO_SCALES + 1)]
+    return [(chosen, n_scales) for chosen, n_scales in groups if chosen.size]
+
+
+METHOD = Method(
+    params=Ksvd,
+    apply={"cpu": denoise_cpu},
+    learn=Learn(chunk=sample_scales, combine=merge_blocks, finalize=learn_dictionaries),
+)
