@@ -1,0 +1,321 @@
+"""DDTF: patches are sparse in a frame that is learnt from the noisy images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from emdask.backend import array_namespace
+from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
+from emdask.kernels.noise import estimate_snr
+from emdask.kernels.patches import PatchSample, merge_samples, sample_patches
+from emdask.kernels.scales import halve
+from emdask.kernels.tight_frame import (
+    LEARNING_THRESHOLD,
+    LearntFrame,
+    denoise_images,
+    learn_frame,
+)
+from emdask.kernels.unit_noise import denoise_at_unit_noise, to_unit_noise
+from emdask.method import Learn, Method, parameter
+
+PATCH_PX = (4, 16)
+MOST_SCALES = 5
+# Below this SNR several resolutions were ahead on every simulated particle.
+COARSE_SNR = 1.0
+SCALES_BELOW = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ddtf:
+    """Parameters of DDTF, the data-driven tight frame.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the white noise in grey levels, or "auto": estimated image by image.
+    strength
+        Noise that is assumed, relative to sigma: more removes more noise and more detail.
+    patch_px
+        Side of a patch, px; 4 to 16. The paper has 16; 8 with several resolutions reaches as far,
+        at a sixteenth of the operations.
+    n_scales
+        Resolutions, each half of the last and with a frame of its own, of which the coarser guide
+        the finer ones; 1 to 5. "auto": 3 for images of SNR below 1, else 1.
+    scope
+        "stack" learns from patches of all images, "image" from those of each image alone.
+    n_patches
+        Most patches that are learnt from at each resolution, drawn at random.
+    n_iterations
+        Most steps of learning; it ends before when nothing changes.
+    seed
+        Of the choice of patches.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    Cai, Ji, Shen and Ye, "Data-driven tight frame construction and image denoising", Applied and
+    Computational Harmonic Analysis 37 (2014) 89-105; Xian, Gu, Wang, Cai and others, "Data-driven
+    tight frame for cryo-EM image denoising and conformational classification", IEEE GlobalSIP 2018.
+    Beyond the papers are resolutions, weights of patches, and a Wiener filter as second step.
+
+    A model is a dataset of ``atoms (scale, atom, pixel)``, the finest resolution first, pixels row
+    by row; ``n_learnt (scale)``, the number of patches learnt from; and ``objective (scale,
+    step)``, what each step of learning reached. Of ``scope="image"`` it is empty.
+
+    Examples
+    --------
+    >>> Ddtf(patch_px=16, n_scales=1).scope
+    'stack'
+    >>> Ddtf(patch_px=3)
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: ddtf: patch_px must be an integer in [4, 16]; got 3.
+    """
+
+    sigma: Literal["auto"] | float = parameter(
+        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
+    )
+    strength: float = parameter(1.0, "noise that is assumed, relative to sigma")
+    patch_px: int = parameter(8, "side of a patch", "px")
+    n_scales: Literal["auto"] | int = parameter(
+        "auto", "resolutions, each half of the last, of which the coarser guide the finer ones"
+    )
+    scope: Literal["stack", "image"] = parameter(
+        "stack", "learn from patches of all images, or from those of each image alone"
+    )
+    n_patches: int = parameter(30_000, "most patches that are learnt from")
+    n_iterations: int = parameter(30, "most steps of learning")
+    seed: int = parameter(0, "seed of the choice of patches")
+
+    def __post_init__(self) -> None:
+        check_sigma("ddtf", self.sigma)
+        check_number("ddtf", "strength", self.strength, 0.01, 100)
+        check_integer("ddtf", "patch_px", self.patch_px, *PATCH_PX)
+        if self.n_scales != "auto":
+            check_integer("ddtf", "n_scales", self.n_scales, 1, MOST_SCALES)
+        check_choice("ddtf", "scope", self.scope, ("stack", "image"))
+        check_integer("ddtf", "n_patches", self.n_patches, 1)
+        check_integer("ddtf", "n_iterations", self.n_iterations, 1, 10_000)
+        check_integer("ddtf", "seed", self.seed, 0)
+
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+class Samples(NamedTuple):
+    """What a block tells of a stack.
+
+    Parameters
+    ----------
+    n_patches
+        Most patches of each resolution.
+    scales
+        Patches of each resolution, the finest first, in units of the noise.
+    """
+
+    n_patches: int
+    scales: tuple[PatchSample, ...]
+
+
+def sample_scales(
+    images: npt.NDArray[Any], image_ids: npt.NDArray[np.integer[Any]], params: Ddtf
+) -> Samples:
+    """Draw patches at each resolution.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w).
+    image_ids
+        Their numbers, (n,).
+    params
+        Parameters.
+
+    Returns
+    -------
+    Samples
+        None of any resolution where each image is to be learnt from alone.
+    """
+    if params.scope == "image":
+        return Samples(params.n_patches, ())
+    unit, _, _, noisy = to_unit_noise(images, params.sigma)
+    noisy = noisy.ravel()
+    return _sample_unit_noise(unit[noisy], image_ids[noisy], _most_scales(params), params)
+
+
+def _most_scales(params: Ddtf) -> int:
+    return SCALES_BELOW if params.n_scales == "auto" else params.n_scales
+
+
+def _sample_unit_noise(
+    images: npt.NDArray[np.float32],
+    image_ids: npt.NDArray[np.integer[Any]],
+    n_scales: int,
+    params: Ddtf,
+) -> Samples:
+    scales = []
+    for scale in range(n_scales):
+        images = images if scale == 0 else _halve_each(images)
+        scales.append(
+            sample_patches(
+                images,
+                image_ids,
+                patch_px=params.patch_px,
+                n_patches=params.n_patches,
+                seed=params.seed,
+            )
+        )
+    return Samples(params.n_patches, tuple(scales))
+
+
+def _halve_each(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Halve images one by one: their rounding must not depend on those beside them."""
+    height, width = (-(-n // 2) for n in images.shape[1:])
+    halves = np.empty((len(images), height, width), np.float32)
+    for image, half in zip(images, halves, strict=True):
+        half[...] = halve(image)
+    return halves
+
+
+def merge_blocks(a: Samples, b: Samples) -> Samples:
+    """Merge the samples of two blocks, resolution by resolution."""
+    pairs = zip(a.scales, b.scales, strict=True)
+    return Samples(a.n_patches, tuple(merge_samples(*pair, a.n_patches) for pair in pairs))
+
+
+def learn_frames(samples: Samples, params: Ddtf) -> xr.Dataset:
+    """Learn a frame of each resolution.
+
+    Parameters
+    ----------
+    samples
+        Patches of all images.
+    params
+        Parameters.
+
+    Returns
+    -------
+    xarray.Dataset
+        See `Ddtf`.
+    """
+    attrs = {"patch_px": params.patch_px, "scope": params.scope}
+    if params.scope == "image":
+        return xr.Dataset(attrs=attrs)
+    learnt = [_learn_scale(sample, params) for sample in samples.scales]
+    objective = np.full((len(learnt), params.n_iterations), np.nan)
+    for row, frame in zip(objective, learnt, strict=True):
+        row[: len(frame.objective)] = frame.objective
+    return xr.Dataset(
+        {
+            "atoms": (("scale", "atom", "pixel"), np.stack([frame.atoms for frame in learnt])),
+            "objective": (("scale", "step"), objective),
+            "n_learnt": (("scale",), np.array([len(sample.keys) for sample in samples.scales])),
+        },
+        attrs=attrs,
+    )
+
+
+def _learn_scale(sample: PatchSample, params: Ddtf) -> LearntFrame:
+    threshold = LEARNING_THRESHOLD * params.strength
+    return learn_frame(sample.patches, threshold=threshold, n_iterations=params.n_iterations)
+
+
+# --- Denoising ------------------------------------------------------------------------------------
+
+
+def denoise(images: Any, params: Ddtf, model: xr.Dataset) -> Any:
+    """Denoise images in learnt frames, on the processor or the card that they lie on.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w); NumPy or CuPy.
+    params
+        Parameters; those that the model was learnt with.
+    model
+        What `learn_frames` returned.
+
+    Returns
+    -------
+    (n, h, w) float32
+
+    Raises
+    ------
+    ParameterError
+        If the model was learnt for other patches, for another scope or for fewer resolutions.
+    """
+    check_model(model, params)
+    of_images = _denoise_by_stack if params.scope == "stack" else _denoise_by_image
+    return denoise_at_unit_noise(images, params.sigma, lambda unit: of_images(unit, params, model))
+
+
+def check_model(model: xr.Dataset, params: Ddtf) -> None:
+    """Refuse a model that was learnt with other parameters than those given."""
+    for name in ("patch_px", "scope"):
+        rule = f"{name} must be that of the model, {model.attrs.get(name)!r}"
+        remedy = "Learn the model with the same parameters."
+        given = getattr(params, name)
+        require(given == model.attrs.get(name), "ddtf", rule, given, remedy)
+    if params.scope == "stack" and params.n_scales != "auto":
+        most = model.sizes["scale"]
+        rule = f"n_scales must be at most that of the model, {most}"
+        require(params.n_scales <= most, "ddtf", rule, params.n_scales)
+
+
+def _denoise_by_stack(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
+    """Denoise images of unit noise in the frames of the stack."""
+    result = array_namespace(unit).empty(unit.shape, np.float32)
+    for chosen, n_scales in choose_scales(unit, params):
+        frames = model["atoms"].values[:n_scales]
+        result[chosen] = denoise_images(unit[chosen], frames, strength=params.strength)
+    return result
+
+
+def _denoise_by_image(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
+    """Denoise each image of unit noise in frames that are learnt, on the host, from it alone."""
+    result = array_namespace(unit).empty(unit.shape, np.float32)
+    for chosen, n_scales in choose_scales(unit, params):
+        for i in chosen.tolist():
+            image = unit[i : i + 1]
+            host = image if array_namespace(image) is np else image.get()
+            samples = _sample_unit_noise(host, np.zeros(1, np.int64), n_scales, params)
+            frames = np.stack([_learn_scale(sample, params).atoms for sample in samples.scales])
+            result[i] = denoise_images(image, frames, strength=params.strength)[0]
+    return result
+
+
+def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int]]:
+    """Say which images take how many resolutions, each image by itself.
+
+    Parameters
+    ----------
+    unit
+        Images of unit noise, (n, h, w).
+    params
+        Parameters.
+
+    Returns
+    -------
+    list of (indices, n_scales)
+    """
+    xp = array_namespace(unit)
+    if params.n_scales != "auto":
+        return [(xp.arange(len(unit)), params.n_scales)]
+    noisy = estimate_snr(unit, xp.ones(len(unit))) < COARSE_SNR
+    groups = [(xp.flatnonzero(noisy), SCALES_BELOW), (xp.flatnonzero(~noisy), 1)]
+    return [(chosen, n_scales) for chosen, n_scales in groups if chosen.size]
+
+
+METHOD = Method(
+    params=Ddtf,
+    apply={"cpu": denoise, "cuda": denoise},
+    learn=Learn(chunk=sample_scales, combine=merge_blocks, finalize=learn_frames),
+)
