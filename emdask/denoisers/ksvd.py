@@ -244,6 +244,30 @@ def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset) -> Fl
     return _denoise(images, params, model, pursuit_cpu.denoise_images)  # type: ignore[no-any-return]
 
 
+def denoise_cuda(images: Any, params: Ksvd, model: xr.Dataset) -> Any:
+    """Denoise images with K-SVD on one card; see `denoise_cpu`.
+
+    Dictionaries of single images are learnt on the host.
+
+    Parameters
+    ----------
+    images
+        Noisy images in grey levels, (n, h, w); CuPy.
+    params
+        Parameters.
+    model
+        What `learn_denoiser` gave; empty where each image has a dictionary of its own.
+
+    Returns
+    -------
+    (n, h, w) float32
+        CuPy.
+    """
+    from emdask.kernels import pursuit_cuda
+
+    return _denoise(images, params, model, pursuit_cuda.denoise_images)
+
+
 def _denoise(
     images: Images, params: Ksvd, model: xr.Dataset, denoise_images: Callable[..., Images]
 ) -> Images:
@@ -327,6 +351,6 @@ def choose_scales(unit: Images, params: Ksvd) -> list[tuple[Images, int]]:
 
 METHOD = Method(
     params=Ksvd,
-    apply={"cpu": denoise_cpu},
+    apply={"cpu": denoise_cpu, "cuda": denoise_cuda},
     learn=Learn(chunk=sample_scales, combine=merge_blocks, finalize=learn_dictionaries),
 )
