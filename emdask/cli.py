@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from emdask import __version__
 from emdask.errors import EmdaskError
-from emdask.options import add_method_options, with_signature
+from emdask.options import add_method_options, repeat_options, split_words, with_signature
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -272,7 +272,8 @@ def denoise(
         bool,
         typer.Option(
             "--whiten",
-            help="Make the noise white first, as all methods take it to be, and undo it after.",
+            help="Measure the noise between the particles and make it white first, as all methods "
+            "take it to be; undone after.",
         ),
     ] = False,
     model: Annotated[
@@ -390,6 +391,66 @@ def demo(
     from emdask.demo import run_demo
 
     run_demo(out, seed=seed, n_workers=workers)
+
+
+class _SeveralWords(TyperCommand):
+    """Options that take several words: ``--snr 0.8 0.4 0.2``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, repeat_options(args, ("--snr", "--methods")))
+
+
+@app.command(cls=_SeveralWords)
+def compare(
+    clean: Annotated[
+        str,
+        typer.Argument(
+            metavar="CLEAN",
+            help="Images without noise: a file as of emdask info, or the word simulate.",
+            show_default=False,
+        ),
+    ],
+    snr: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NUMBER...",
+            help="Variance of the clean images / variance of the noise (default: 0.8 0.4 0.2 0.1 "
+            "0.05 0.01).",
+            show_default=False,
+        ),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME...",
+            help="With parameters: nl_means:strength=0.8,window_px=21. To try several values and "
+            "keep the best: 'nl_means:strength=0.5|1|2'. (Default: all that remove noise, with "
+            "their defaults.)",
+            show_default=False,
+        ),
+    ] = None,
+    n_images: Annotated[
+        int, typer.Option(metavar="N", help="Take the first images of CLEAN.", min=1)
+    ] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the noise.", min=0)] = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="For compare.csv and compare.html.")
+    ] = Path("emdask-compare"),
+) -> None:
+    """Add noise to clean images, denoise them by each method, and measure against the truth.
+
+    One method after another on one core: all of them at six SNRs take some minutes.
+    """
+    from emdask.compare_command import compare_files
+
+    compare_files(
+        clean,
+        snr=None if snr is None else split_words(snr),
+        methods=None if methods is None else split_words(methods),
+        n_images=n_images,
+        seed=seed,
+        out=out,
+    )
 
 
 def main() -> None:

@@ -361,7 +361,7 @@ def denoise_files(
         save_preview(stack, path, preview, f"{source.paths[0]}, {method}")
         say(f"picture -> {preview}")
     if report is not None:
-        save_report(stack, clean, path, report, seconds)
+        save_report(stack, clean, path, report, seconds, plan.noise)
         say(f"report -> {report}")
 
 
@@ -469,9 +469,14 @@ def save_report(
     denoised_path: str | Path,
     page: Path,
     seconds: float,
+    noise: xr.Dataset | None,
 ) -> None:
-    """Write an HTML page of the first images before and after, as far as is known without truth."""
+    """Write an HTML page of the first images before and after, as far as is known without truth.
+
+    What was taken away is judged as white noise, after whitening where the noise is known.
+    """
     from emdask.kernels.noise import estimate_sigma
+    from emdask.kernels.whitening import whiten_images
     from emdask.metrics import low_frequency_ratio
     from emdask.report import (
         Section,
@@ -486,24 +491,29 @@ def save_report(
     before, after = first_images(noisy, denoised_path)
     residual = before - after
     sigma = float(estimate_sigma(before).mean())
-    ratio = float(low_frequency_ratio(residual).mean())
+    judged = residual
+    if noise is not None:
+        judged = whiten_images(residual, noise.frequency.values, noise.power.values)
+    ratio = float(low_frequency_ratio(judged).mean())
+    which = "residual" if noise is None else "whitened residual"
+    low_frequencies = f"low-frequency power of the {which}, white noise = 1"
     rows = [
         ("noise before, estimated sigma", f"{sigma:.4g}"),
         ("standard deviation of the residual", f"{residual.std():.4g}"),
-        ("low-frequency power of the residual, white noise = 1", f"{ratio:.3f}"),
+        (low_frequencies, f"{ratio:.3f}"),
     ]
     n, h, w = noisy.shape
     some = f" {len(before)}" if len(before) > 1 else ""
-    which = "" if len(before) == n else f"; pictures and figures are of the first{some}"
+    part = "" if len(before) == n else f"; pictures and figures are of the first{some}"
     steps = provenance_rows(denoised.attrs)
     write_report(
         page,
         title=f"Denoised with {steps[-1][0]}",
-        text=f"{count_text(n)} of {w} x {h} pixels{which}.",
+        text=f"{count_text(n)} of {w} x {h} pixels{part}.",
         headline=[
             (f"{seconds:.3g} s", "wall time"),
             (f"{n / seconds:.3g}", "images a second"),
-            (f"{ratio:.2f}", "low-frequency power of the residual, white noise = 1"),
+            (f"{ratio:.2f}", low_frequencies),
         ],
         sections=[
             Section(title="Pictures", pictures=picture_images(before, after), n_columns=3),

@@ -35,8 +35,8 @@ class NoiseParams:
     Parameters
     ----------
     background
-        Where only noise is: the "corners" of particle images, the quiet "tiles" of micrographs;
-        "auto" takes tiles where both sides are longer than 512 px.
+        Where only noise is: the quieter "corners" of particle images, the quietest "tiles" of
+        micrographs; "auto" takes tiles where both sides are longer than 512 px.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class NoiseParams:
     """
 
     background: Literal["auto", "corners", "tiles"] = parameter(
-        "auto", "where only noise is: in the corners, or in the quietest quarter of the tiles"
+        "auto", "where only noise is: in the quieter corners, or in the quietest tiles"
     )
 
     def __post_init__(self) -> None:
@@ -66,9 +66,9 @@ def learn_noise(stack: Any, *, background: str = "auto", bad_pixels: str = "rais
     stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
         Noisy images.
     background
-        Where only noise is: "corners", outside of the ellipse that touches the sides, for
-        particles; "tiles", the quietest quarter of each image's tiles of up to 256 px, for
-        micrographs; "auto" takes tiles where both sides are longer than 512 px.
+        Where only noise is: the quiet ones of each image's "corners", outside of the ellipse that
+        touches the sides, for particles, or of its "tiles" of 64 px, for micrographs; "auto" takes
+        tiles where both sides are longer than 512 px.
     bad_pixels
         "raise" or "replace", as of `emdask.denoise`.
 
@@ -83,6 +83,11 @@ def learn_noise(stack: Any, *, background: str = "auto", bad_pixels: str = "rais
     ------
     ParameterError, StackError
         At once.
+
+    Notes
+    -----
+    Where particles leave no gaps, as in crowded micrographs, they are taken for noise and lost by
+    what follows: look at what was taken away.
 
     Examples
     --------
@@ -204,20 +209,12 @@ def _check_noise(noise: Any, name: str) -> Any:
 NAME = "noise"
 
 
-def _sum(
-    images: npt.NDArray[Any], image_ids: npt.NDArray[Any], params: NoiseParams
-) -> tuple[NoiseSums, tuple[int, int]]:
-    shape = images.shape[1], images.shape[2]
-    return sum_noise(images, corners=params.takes_corners(shape)), shape
+def _sum(images: npt.NDArray[Any], ids: npt.NDArray[Any], params: NoiseParams) -> NoiseSums:
+    return sum_noise(images, corners=params.takes_corners(images.shape))
 
 
-def _combine(a: Any, b: Any) -> Any:
-    return add_sums(a[0], b[0]), a[1]
-
-
-def _finish(sums: tuple[NoiseSums, tuple[int, int]], params: NoiseParams) -> xr.Dataset:
-    total, shape = sums
-    frequency, power = noise_spectrum(total, shape, corners=params.takes_corners(shape))
+def _finish(sums: NoiseSums, params: NoiseParams) -> xr.Dataset:
+    frequency, power = noise_spectrum(sums)
     spectrum = xr.DataArray(power, dims="frequency", coords={"frequency": frequency})
     return xr.Dataset({"power": spectrum}, attrs=asdict(params))
 
@@ -230,6 +227,6 @@ def _colour(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:
     return colour_images(images, model.frequency.values, model.power.values)
 
 
-LEARN = Learn(chunk=_sum, combine=_combine, finalize=_finish)
+LEARN = Learn(chunk=_sum, combine=add_sums, finalize=_finish)
 WHITEN = Method(params=NoiseParams, apply={"cpu": _whiten, "cuda": _whiten}, learn=LEARN)
 COLOUR = Method(params=NoiseParams, apply={"cpu": _colour, "cuda": _colour}, learn=LEARN)

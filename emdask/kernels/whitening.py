@@ -1,17 +1,19 @@
 """Power spectrum of the noise, and filters that make it white; NumPy and CuPy arrays.
 
-The noise is seen where no particle is: in the corners of particle images, in the quietest tiles of
-micrographs. There its autocorrelation is measured, whose transform is the spectrum: a mask biases a
-spectrum, but not an autocorrelation that is divided by the number of pairs of pixels.
+The noise is seen where no particle is: in the quieter corners of particle images, in the quietest
+tiles of micrographs. There its autocorrelation is measured, whose transform is the spectrum: a mask
+biases a spectrum, but not an autocorrelation that is divided by the number of pairs of pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import fft
+from scipy.ndimage import uniform_filter
 
 from emdask.backend import array_namespace
 from emdask.kernels.fourier import frequency_grid
@@ -20,20 +22,33 @@ __all__ = ["NoiseSums", "add_sums", "colour_images", "noise_spectrum", "sum_nois
 
 Array = npt.NDArray[Any]
 
-TILE_PX = 256
-# Of an image's tiles, those of least variance.
-QUIET_SHARE = 0.25
-# Longest distance over which the noise is taken to be correlated, as a share of the image or tile.
-REACH = 0.25
+# Of micrographs; small beside the gaps between particles.
+TILE_PX = 64
+# Background is where the variance of the smoothed image is up to so many times that of its quietest
+# places. What is signal must not be counted as noise, or it is taken away later; what noise is
+# missed is only left in.
+CONTRAST = 2.0
+QUIETEST = 5  # per cent
+SMOOTHING_PX = 4
+# Longest distance over which the noise is taken to be correlated, as a share of a piece's side.
+REACH = 0.5
 # Frequencies at which the noise lacks more than this of its peak power are not blown up further.
 LEAST_POWER = 1e-4
 
 
 class NoiseSums(NamedTuple):
-    """What adds up over images: power spectra of the zero-padded background, and their number."""
+    """What adds up over pieces of background.
+
+    Parameters
+    ----------
+    power
+        Of the zero-padded piece, on the grid of `numpy.fft.rfft2`.
+    pairs
+        Of its mask, 1 where there is background, likewise.
+    """
 
     power: Array
-    n: int
+    pairs: Array
 
 
 def sum_noise(images: Any, *, corners: bool) -> NoiseSums:
@@ -44,43 +59,54 @@ def sum_noise(images: Any, *, corners: bool) -> NoiseSums:
     images
         Images in grey levels, (n, h, w).
     corners
-        Whether the background is what lies outside of the ellipse that touches the sides, or the
-        quietest quarter of the image's tiles of up to 256 px.
+        Whether the background is in the image's four corners, outside of the ellipse that touches
+        the sides, or its tiles of 64 px; the quiet ones in either case.
 
     Returns
     -------
     NoiseSums
-        Power on the grid of `numpy.fft.rfft2` of twice the image's or the tile's size.
     """
-    sums = None
-    for image in np.asarray(images, np.float64):
-        for piece, mask in _background(image, corners):
-            inside = np.where(mask, piece - piece[mask].mean(), 0.0)
-            power = np.abs(fft.rfft2(inside, [2 * n for n in piece.shape])) ** 2
-            one = NoiseSums(power, 1)
-            sums = one if sums is None else add_sums(sums, one)
-    assert sums is not None
+    pieces = [
+        piece
+        for image in np.asarray(images, np.float64)
+        for piece in (find_corners(image) if corners else find_tiles(image))
+    ]
+    sums = _power_of(*pieces[0])
+    for piece, mask in pieces[1:]:
+        sums = add_sums(sums, _power_of(piece, mask))
     return sums
 
 
 def add_sums(a: NoiseSums, b: NoiseSums) -> NoiseSums:
     """Combine the sums of two blocks of images."""
-    return NoiseSums(a.power + b.power, a.n + b.n)
+    return NoiseSums(a.power + b.power, a.pairs + b.pairs)
 
 
-def _background(image: Array, corners: bool) -> list[tuple[Array, Array]]:
-    """Pieces of an image, and which of their pixels are background."""
-    if corners:
-        return [(image, corner_mask(image.shape))]
-    height, width = (min(n, TILE_PX) for n in image.shape)
-    tiles = [
-        image[top : top + height, left : left + width]
-        for top in range(0, image.shape[0] - height + 1, height)
-        for left in range(0, image.shape[1] - width + 1, width)
+def _power_of(piece: Array, mask: Array) -> NoiseSums:
+    padded = [2 * n for n in piece.shape]
+    fields = (np.abs(fft.rfft2(field, padded)) ** 2 for field in (piece * mask, mask.astype(float)))
+    return NoiseSums(*fields)
+
+
+def find_corners(image: Array) -> list[tuple[Array, Array]]:
+    """Cut out the quiet corners of an image, and which of their pixels are background."""
+    h, w = ((n + 1) // 2 for n in image.shape)
+    mask = corner_mask(image.shape)
+    smooth = uniform_filter(image, SMOOTHING_PX)
+    quadrants = [
+        (slice(None, h) if top else slice(-h, None), slice(None, w) if left else slice(-w, None))
+        for top in (True, False)
+        for left in (True, False)
     ]
-    tiles.sort(key=lambda tile: float(tile.var()))
-    quiet = tiles[: max(1, round(QUIET_SHARE * len(tiles)))]
-    return [(tile, np.ones(tile.shape, bool)) for tile in quiet]
+    chosen = _quiet([float(smooth[part][mask[part]].var()) for part in quadrants])
+    mean = np.concatenate([image[quadrants[i]][mask[quadrants[i]]] for i in chosen]).mean()
+    return [(image[quadrants[i]] - mean, mask[quadrants[i]]) for i in chosen]
+
+
+def _quiet(contrast: Sequence[float]) -> Array:
+    """Which of the places have little contrast: at least one."""
+    limit = CONTRAST * np.percentile(contrast, QUIETEST, method="lower")
+    return np.flatnonzero(np.asarray(contrast) <= limit)
 
 
 def corner_mask(shape: tuple[int, ...]) -> Array:
@@ -92,23 +118,31 @@ def corner_mask(shape: tuple[int, ...]) -> Array:
     48
     """
     y, x = ((np.arange(n) - (n - 1) / 2) / (n / 2) for n in shape)
-    mask = y[:, None] ** 2 + x**2 > 1
-    return mask if mask.any() else np.ones(shape, bool)
+    mask: Array = y[:, None] ** 2 + x**2 > 1
+    return mask if min(shape) > SMOOTHING_PX else np.ones(shape, bool)
 
 
-def noise_spectrum(
-    sums: NoiseSums, shape: tuple[int, int], *, corners: bool
-) -> tuple[Array, Array]:
+def find_tiles(image: Array) -> list[tuple[Array, Array]]:
+    """Cut out the quiet ones of an image's tiles, which overlap by half; all are background."""
+    h, w = (min(n, TILE_PX) for n in image.shape)
+    smooth = uniform_filter(image, SMOOTHING_PX)
+    parts = [
+        (slice(top, top + h), slice(left, left + w))
+        for top in range(0, image.shape[0] - h + 1, max(1, h // 2))
+        for left in range(0, image.shape[1] - w + 1, max(1, w // 2))
+    ]
+    chosen = _quiet([float(smooth[part].var()) for part in parts])
+    mask = np.ones((h, w), bool)
+    return [(image[parts[i]] - image[parts[i]].mean(), mask) for i in chosen]
+
+
+def noise_spectrum(sums: NoiseSums) -> tuple[Array, Array]:
     """Return the mean power spectrum of the background, averaged over directions.
 
     Parameters
     ----------
     sums
         Of `sum_noise`, over all images.
-    shape
-        Size of the images, (h, w).
-    corners
-        As given to `sum_noise`.
 
     Returns
     -------
@@ -122,13 +156,11 @@ def noise_spectrum(
     Blackman and Tukey, "The measurement of power spectra" (1958): the autocorrelation, here of a
     masked field, is tapered (Hann) before it is transformed.
     """
-    mask = corner_mask(shape) if corners else np.ones([min(n, TILE_PX) for n in shape], bool)
-    padded = [2 * n for n in mask.shape]
-    pairs = fft.irfft2(np.abs(fft.rfft2(mask.astype(float), padded)) ** 2, padded)
-    products = fft.irfft2(sums.power / sums.n, padded)
+    padded = [sums.power.shape[0], 2 * (sums.power.shape[1] - 1)]
+    products, pairs = (fft.irfft2(field, padded) for field in sums)
     correlation = np.where(pairs > 0.5, products / np.maximum(pairs, 1), 0.0)
     distance = np.hypot(*np.ix_(*(np.abs(fft.fftfreq(n, 1 / n)) for n in padded)))
-    reach_px = max(REACH * min(mask.shape), 2.0)
+    reach_px = max(REACH * min(padded) / 2, 2.0)
     taper = np.where(distance < reach_px, (1 + np.cos(np.pi * distance / reach_px)) / 2, 0.0)
     plane = fft.rfft2(correlation * taper).real
     frequency, power = _average_rings(plane, padded, n_rings=int(2 * reach_px))
