@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -81,6 +89,36 @@ def follow_images(
             progress.update(task, completed=written, total=total)
 
         yield on_progress
+
+
+@contextmanager
+def follow_steps() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar on stderr while steps are taken; nothing where stderr is no terminal.
+
+    Yields
+    ------
+    callable
+        ``(what begins, steps done, steps in all) -> None``.
+    """
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True),
+    )
+    with _say_log_lines(console), Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=1)
+
+        def on_step(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        yield on_step
 
 
 def connect_quietly(target: str = "local", *, n_workers: int | None = None) -> Any:

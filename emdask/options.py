@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -143,3 +143,52 @@ def parse_value(text: str, kinds: list[str]) -> Any:
         except (KeyError, ValueError):
             continue
     return text
+
+
+def repeat_options(words: Sequence[str], options: Collection[str]) -> list[str]:
+    """Repeat an option before each of the words that follow it, as Typer wants them.
+
+    Parameters
+    ----------
+    words
+        Of the command line.
+    options
+        Those that take several words, up to the next option.
+
+    Returns
+    -------
+    list of str
+
+    Examples
+    --------
+    >>> repeat_options(["simulate", "--snr", "0.1", "0.2", "--out", "a"], ["--snr"])
+    ['simulate', '--snr', '0.1', '--snr', '0.2', '--out', 'a']
+    """
+    repeated: list[str] = []
+    option, n_values = "", 0
+    for word in words:
+        if word.startswith("--"):
+            option, n_values = word if word in options else "", 0
+        elif option:
+            repeated += [option] if n_values else []
+            n_values += 1
+        repeated.append(word)
+    return repeated
+
+
+def split_words(words: Iterable[str]) -> list[str]:
+    """Take words apart at commas, but for those between the parameters of a method.
+
+    Examples
+    --------
+    >>> split_words(["bm3d,ksvd", "nl_means:strength=1,window_px=21,ddtf"])
+    ['bm3d', 'ksvd', 'nl_means:strength=1,window_px=21', 'ddtf']
+    """
+    parts: list[str] = []
+    for part in (part for word in words for part in word.split(",") if part):
+        is_parameter = "=" in part and ":" not in part
+        if parts and is_parameter and ":" in parts[-1]:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return parts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from PIL import Image
 
 from emdask.kernels.fourier import radial_power
@@ -22,7 +23,14 @@ Limits = tuple[float, float]
 PERCENTILES = (0.5, 99.5)
 # Colours that keep apart on white and on black, and for the colour-blind (Okabe and Ito 2008).
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00")
+MANY_COLOURS = (*COLOURS, "#56b4e9")
+DASHES = ("-", "--", ":", "-.")
 INK = "#010203"
+# A curve far below the others would press them together; it is cut off.
+LOWEST_GAIN_DB = -4.0
+# Beyond the last ring in which a curve is this high, there is only chance.
+LOWEST_FRC = 0.25
+FRC_MARGIN = 1.25
 SPECTRUM_FLOOR = 1e-4
 MONTAGE_COLUMNS = 4
 MONTAGE_IMAGES = 16
@@ -245,6 +253,144 @@ def draw_before_after(
     return figure
 
 
+def draw_comparison(
+    snr: Sequence[float], psnr_dB: Mapping[str, Any], reference: str, controls: Collection[str]
+) -> Figure:
+    """Draw PSNR against SNR, and how far it lies above that of a reference.
+
+    Parameters
+    ----------
+    snr
+        Signal-to-noise ratios.
+    psnr_dB : mapping of str to array, shape (len(snr),)
+        Label to PSNR; the legend has their order.
+    reference
+        Label of what the others are measured against.
+    controls
+        Labels of what is drawn in the colour of the text.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = draw_comparison([0.1, 1], {"a": [20, 30], "b": [22, 31]}, "a", ["a"])
+    >>> figure.axes[1].lines[1].get_ydata().tolist()
+    [2.0, 1.0]
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    order = np.argsort(snr)
+    x = np.asarray(snr)[order]
+    curves = {name: np.asarray(values, float)[order] for name, values in psnr_dB.items()}
+    styles = line_styles(curves, controls)
+    gains = {name: values - curves[reference] for name, values in curves.items()}
+    for name in curves:
+        left.plot(x, curves[name], label=name, marker="o", ms=3, **styles[name])
+        right.plot(x, gains[name], marker="o", ms=3, **styles[name])
+    for axes, label in ((left, "PSNR (dB)"), (right, f"PSNR above {reference} (dB)")):
+        _draw_snr_axis(axes, x)
+        axes.set_ylabel(label)
+    if right.get_ylim()[0] < LOWEST_GAIN_DB:
+        right.set_ylim(bottom=LOWEST_GAIN_DB)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def _draw_snr_axis(axes: Axes, snr: Array) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(snr, [f"{value:g}" for value in snr])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("SNR")
+    axes.grid(alpha=0.25, lw=0.6)
+
+
+def draw_frc(
+    frequency: Any,
+    curves: Mapping[str, Any],
+    *,
+    controls: Collection[str] = (),
+    pixel_size_A: float | None = None,
+) -> Figure:
+    """Draw Fourier ring correlations.
+
+    Parameters
+    ----------
+    frequency : array, shape (r,)
+        In cycles a pixel.
+    curves : mapping of str to array, shape (r,)
+        Label to correlation; the legend has their order.
+    controls
+        Labels of what is drawn in the colour of the text.
+    pixel_size_A
+        Edge of a pixel in Å; None draws the axis in cycles a pixel.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = draw_frc([0.1, 0.2], {"a": [1.0, 0.5]}, pixel_size_A=2.0)
+    >>> figure.axes[0].lines[0].get_xdata().tolist()
+    [0.05, 0.1]
+    """
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    styles = line_styles(curves, controls)
+    for name, values in curves.items():
+        axes.plot(np.asarray(frequency) / (pixel_size_A or 1.0), values, label=name, **styles[name])
+    axes.axhline(0.5, color=INK, lw=0.6, alpha=0.6)
+    axes.set_ylim(-0.1, 1.02)
+    axes.set_xlim(0, _end_of_signal(np.asarray(frequency), curves) / (pixel_size_A or 1.0))
+    axes.set_xlabel("frequency (1/Å)" if pixel_size_A else "frequency (cycles/px)")
+    axes.set_ylabel("Fourier ring correlation")
+    axes.grid(alpha=0.25, lw=0.6)
+    figure.legend(loc="outside right center", frameon=False, fontsize="small")
+    return figure
+
+
+def _end_of_signal(frequency: Array, curves: Mapping[str, Any]) -> float:
+    """Frequency up to which something correlates, with a margin."""
+    highest = np.max([np.asarray(values) for values in curves.values()], axis=0)
+    last = frequency[np.flatnonzero(highest > LOWEST_FRC)[-1:]]
+    return float(min(frequency[-1], *(FRC_MARGIN * last), frequency[-1]))
+
+
+def line_styles(names: Iterable[str], controls: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Give each name a line that can be told from the others: 24 colours and dashes.
+
+    Parameters
+    ----------
+    names
+        In the order in which colours go round.
+    controls
+        Those that have the colour of the text.
+
+    Returns
+    -------
+    dict of str to dict
+        Keywords of matplotlib's ``plot``.
+
+    Examples
+    --------
+    >>> line_styles(["a", "b", "c"], ["b"])["c"]["color"] == MANY_COLOURS[1]
+    True
+    """
+    names = list(names)
+    others = [name for name in names if name not in controls]
+    own = [name for name in names if name in controls]
+    n = len(MANY_COLOURS)
+    styles = {
+        name: {"color": MANY_COLOURS[i % n], "ls": DASHES[i // n % len(DASHES)], "lw": 1.5}
+        for i, name in enumerate(others)
+    }
+    return styles | {
+        name: {"color": INK, "ls": DASHES[i % len(DASHES)], "lw": 2.0} for i, name in enumerate(own)
+    }
+
+
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, PDF or SVG, as the name's ending says.
 
@@ -283,6 +429,8 @@ def svg_text(figure: Figure) -> str:
     """
     for axes in figure.axes:
         _ink(axes)
+    for legend in figure.legends:
+        _ink_legend(legend)
     buffer = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "emdask"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -297,6 +445,9 @@ def _ink(axes: Axes) -> None:
         text.set_color(INK)
     for spine in axes.spines.values():
         spine.set_edgecolor(INK)
-    legend = axes.get_legend()
+    _ink_legend(axes.get_legend())
+
+
+def _ink_legend(legend: Legend | None) -> None:
     for entry in legend.get_texts() if legend else ():
         entry.set_color(INK)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import platform
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.metadata import version
@@ -47,10 +48,41 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text below a header."""
+    """Rows of text below a header.
+
+    Parameters
+    ----------
+    header
+        Names of the columns, all empty for a table without a head.
+    rows
+        Cells, as many a row as names.
+    title
+        Written above.
+    note
+        Written below.
+    is_figures
+        Whether all cells but the first of each row are numbers, to be set below each other.
+    bold
+        (row, column) of the cells that stand out.
+    soft
+        Rows that stand back.
+    """
 
     header: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    title: str = ""
+    note: str = ""
+    is_figures: bool = False
+    bold: Collection[tuple[int, int]] = ()
+    soft: Collection[int] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureTable:
+    """Small pictures in rows and columns, which have names."""
+
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, Sequence[Picture]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +97,28 @@ class Section:
         Shown beside each other, below each other on a phone.
     table
         Figures.
+    tables
+        More of them, beside each other.
+    picture_table
+        Many small pictures.
     drawing
         An SVG element, shown beside the table.
+    wide_drawing
+        An SVG element as wide as the page.
     command
         A command to copy.
     n_columns
-        Pictures beside each other where the window is wide: 2 or 3.
+        Pictures beside each other where the window is wide: 2, 3 or 6.
     """
 
     title: str
     text: str = ""
     pictures: Sequence[Picture] = ()
     table: Table | None = None
+    tables: Sequence[Table] = ()
+    picture_table: PictureTable | None = None
     drawing: str = ""
+    wide_drawing: str = ""
     command: str = ""
     n_columns: int = 2
 
@@ -323,30 +364,61 @@ def _section(section: Section) -> str:
     pictures = "".join(_figure(picture) for picture in section.pictures)
     table = "" if section.table is None else _table(section.table)
     drawing = f'<div class="drawing">{section.drawing}</div>' if section.drawing else ""
+    wide = f'<div class="scroll wide">{section.wide_drawing}</div>' if section.wide_drawing else ""
     command = f"<pre>{escape(section.command)}</pre>" if section.command else ""
+    small = "" if section.picture_table is None else _picture_table(section.picture_table)
+    tables = "".join(f"<div>{_table(table)}</div>" for table in section.tables)
     return f"""<section>
 <h2>{escape(section.title)}</h2>
 {text}{command}
 <div class="panels columns-{section.n_columns}">{pictures}</div>
 <div class="beside">{table}{drawing}</div>
+{wide}{small}
+<div class="beside">{tables}</div>
 </section>
 """
 
 
 def _figure(picture: Picture) -> str:
+    name, caption = _breakable(picture.name), escape(picture.caption)
+    return f"<figure>{_image(picture)}<figcaption><b>{name}</b> {caption}</figcaption></figure>\n"
+
+
+def _breakable(name: str) -> str:
+    """A long name, as "bm3d:sigma=1,n_scales=2", may be broken between its parts."""
+    return re.sub("([:,|])", r"\1<wbr>", escape(name))
+
+
+def _image(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode("ascii")
-    name, caption = escape(picture.name), escape(picture.caption)
-    return (
-        f'<figure><img alt="{name}" src="data:image/png;base64,{data}">'
-        f"<figcaption><b>{name}</b> {caption}</figcaption></figure>\n"
-    )
+    return f'<img alt="{escape(picture.name)}" src="data:image/png;base64,{data}">'
 
 
 def _table(table: Table) -> str:
+    title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
+    note = f'<p class="soft note">{escape(table.note)}</p>' if table.note else ""
     header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header if any(table.header))
     header = f"<tr>{header}</tr>\n" if header else ""
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n"
-        for row in table.rows
+    rows = "".join(_row(table, i) for i in range(len(table.rows)))
+    kind = ' class="figures"' if table.is_figures else ""
+    return f'{title}<div class="scroll"><table{kind}>{header}{rows}</table></div>{note}'
+
+
+def _row(table: Table, i: int) -> str:
+    name, *rest = table.rows[i]
+    cells = f"<td>{_breakable(name) if table.is_figures else escape(name)}</td>" + "".join(
+        f"<td><b>{escape(cell)}</b></td>" if (i, j) in table.bold else f"<td>{escape(cell)}</td>"
+        for j, cell in enumerate(rest, start=1)
     )
-    return f'<div class="scroll"><table>{header}{rows}</table></div>'
+    return f'<tr class="soft">{cells}</tr>\n' if i in table.soft else f"<tr>{cells}</tr>\n"
+
+
+def _picture_table(table: PictureTable) -> str:
+    header = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = "".join(
+        f"<tr><th>{_breakable(name)}</th>"
+        + "".join(f"<td>{_image(picture)}</td>" for picture in pictures)
+        + "</tr>\n"
+        for name, pictures in table.rows
+    )
+    return f'<div class="scroll"><table class="pictures"><tr>{header}</tr>\n{rows}</table></div>'

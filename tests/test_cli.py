@@ -144,7 +144,7 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("info", "convert", "denoise", "methods", "demo"):
+    for command in ("info", "convert", "denoise", "methods", "demo", "compare"):
         assert command in done.stdout
 
 
@@ -514,3 +514,73 @@ def test_pictures_of_every_kind_of_output(stack_path, plugin_folder, out):
     assert (code, err) == (0, "")
     assert (folder / "seen.png").is_file()
     assert (folder / "seen.html").is_file()
+
+
+# --- compare --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean_path(tmp_path: Path) -> Path:
+    """Two particles without noise."""
+    stack, clean = demo_particles(2, box_px=32, pixel_size_A=8.0)
+    return save_stack(stack.copy(data=clean), tmp_path / "clean.mrcs")
+
+
+SPELLINGS = [
+    ["--snr", "0.4", "0.1", "--methods", "halve", "halve:factor=0.25|0.75"],
+    ["--snr", "0.4", "--snr", "0.1", "--methods", "halve", "--methods", "halve:factor=0.25|0.75"],
+    ["--snr=0.4,0.1", "--methods=halve,halve:factor=0.25|0.75"],
+]
+
+
+@pytest.mark.parametrize("words", SPELLINGS)
+def test_compare_takes_several_words_after_an_option(monkeypatch, words):
+    told = {}
+    command = "emdask.compare_command.compare_files"
+    monkeypatch.setattr(command, lambda clean, **options: told.update(options, clean=clean))
+    assert call("compare", "simulate", *words, "--out", "report/")[0] == 0
+    assert told["clean"] == "simulate"
+    assert told["snr"] == ["0.4", "0.1"]
+    assert told["methods"] == ["halve", "halve:factor=0.25|0.75"]
+    assert told["out"] == Path("report")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_compare_prints_and_writes_and_writes_again(clean_path, tmp_path):
+    out = tmp_path / "report"
+    for words in (["--snr", "0.1", "--methods", "halve"], SPELLINGS[0]):
+        code, said, err = call("compare", clean_path, *words, "--out", f"{out}/")
+        assert (code, err) == (0, "")
+    names = sorted(path.name for path in out.iterdir())
+    assert names == ["README.txt", "compare.csv", "compare.html"]
+    lines = (out / "compare.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 2
+    begins = {tuple(line.split(",")[:2]) for line in lines}
+    assert begins >= {("method", "SNR"), ("noisy", "0.4"), ("halve", "0.1")}
+    table = [line.split() for line in said.splitlines() if line]
+    assert ["SNR", "0.4", "0.1", "ms/image", "MB"] in table
+    assert "halve:factor=0.25|0.75" in [row[0] for row in table]
+
+
+@pytest.mark.usefixtures("plugin")
+def test_compare_refuses_before_it_writes(clean_path, tmp_path):
+    out = tmp_path / "new"
+    for words, expected in (
+        (["--snr", "0.4", clean_path, "--methods", "halve"], "Missing argument"),
+        (["--methods", "halved"], "got 'halved'. Did you mean halve?"),
+        (["--methods", "halve:factor=2"], "halve: factor must be a number in [0, 1]; got 2."),
+        (["--snr", "loud"], "--snr: must be numbers; got 'loud'."),
+        (["--snr", "0.1", "0"], "snr must be a number"),
+    ):
+        first = [] if clean_path in words else [clean_path]
+        assert_refused(call("compare", *first, *words, "--out", out), expected)
+        assert not out.exists()
+    assert_refused(call("compare", tmp_path / "absent.mrcs", "--out", out), "absent.mrcs")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_compare_leaves_a_folder_of_other_files_alone(clean_path, tmp_path):
+    before = files_under(tmp_path)
+    words = ["--snr", "0.4", "--methods", "halve", "--out", tmp_path]
+    assert_refused(call("compare", clean_path, *words), "no comparison made", "--out")
+    assert files_under(tmp_path) == before

@@ -12,8 +12,11 @@ from PIL import Image
 from emdask.kernels.fourier import radial_power
 from emdask.plots import (
     draw_before_after,
+    draw_comparison,
+    draw_frc,
     draw_spectra,
     grey_limits,
+    line_styles,
     montage,
     png_bytes,
     save_figure,
@@ -59,11 +62,39 @@ def test_spectra_are_in_inverse_angstrom(rng):
     np.testing.assert_allclose(power[3:], 1, rtol=0.5)
 
 
+def test_lines_of_many_methods_can_be_told_apart():
+    names = [f"method {i}" for i in range(22)]
+    styles = line_styles(["noisy", *names], controls=["noisy"])
+    assert len({(s["color"], s["ls"]) for s in styles.values()}) == 23
+
+
+def test_comparison_is_drawn_by_rising_snr_and_against_the_reference():
+    psnr_dB = {"a": [30.0, 20.0], "b": [31.0, 19.0], "gone": [np.nan, 25.0]}
+    left, right = draw_comparison([0.4, 0.1], psnr_dB, "a", ["a"]).axes
+    for axes, expected in ((left, [19, 31]), (right, [-1, 1])):
+        np.testing.assert_array_equal(axes.lines[1].get_xdata(), [0.1, 0.4])
+        np.testing.assert_array_equal(axes.lines[1].get_ydata(), expected)
+    assert [text.get_text() for text in left.get_xticklabels()] == ["0.1", "0.4"]
+
+
+def test_frc_is_drawn_as_far_as_something_correlates():
+    frequency = np.linspace(0.01, 0.5, 50)
+    curve = np.where(frequency < 0.2, 0.9, 0.01)
+    axes = draw_frc(frequency, {"a": curve, "b": curve / 2}, pixel_size_A=2.0).axes[0]
+    np.testing.assert_array_equal(axes.lines[1].get_ydata(), curve / 2)
+    assert 0.1 < axes.get_xlim()[1] < 0.15
+    assert draw_frc(frequency, {"a": 0 * curve}).axes[0].get_xlim()[1] == 0.5
+    assert draw_frc(frequency, {"a": 1 + 0 * curve}).axes[0].get_xlim()[1] == 0.5
+
+
 def test_svg_takes_the_colour_of_the_page():
     text = svg_text(draw_spectra({"a": np.eye(16)[None]}))
     assert "currentColor" in text
     assert "#010203" not in text
     assert text.rstrip().endswith("</svg>")
+    legend = svg_text(draw_comparison([0.1, 1], {"a": [1, 2], "b": [1, 3]}, "a", []))
+    assert 'fill="#000000"' not in legend
+    assert legend.count("currentColor") > 20
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from emdask.report import (
     CROP_PX,
     MARK,
+    Picture,
+    PictureTable,
     Section,
     Table,
     claim_folder,
@@ -20,7 +22,7 @@ from emdask.report import (
     write_report,
 )
 
-VOID = {"meta", "img", "br", "path", "use", "rect", "line"}
+VOID = {"meta", "img", "br", "path", "use", "rect", "line", "wbr"}
 
 
 class Balance(HTMLParser):
@@ -68,6 +70,36 @@ def test_page_is_balanced_and_escaped(page):
     parser.feed(page)
     assert parser.open == []
     for text in ("<h1>&lt;t&gt;</h1>", "a &amp; b", "<td>&lt;1&gt;</td>", "&#x27;a b&#x27;"):
+        assert text in page
+
+
+def test_tables_of_figures_and_of_pictures(tmp_path):
+    table = Table(
+        header=("SNR", "0.1"),
+        rows=[("a:b=1,c=2", "1"), ("d", "2")],
+        title="T & U",
+        note="n < m",
+        is_figures=True,
+        bold=[(1, 1)],
+        soft=[0],
+    )
+    picture = Picture(png=b"png", name="a")
+    pictures = PictureTable(header=("SNR", "0.1"), rows=[("a", [picture])])
+    section = Section(title="s", tables=[table], picture_table=pictures, wide_drawing="<svg></svg>")
+    path = write_report(tmp_path / "r.html", title="t", text="", headline=[], sections=[section])
+    page = path.read_text(encoding="utf-8")
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    for text in (
+        "<h3>T &amp; U</h3>",
+        "n &lt; m",
+        '<table class="figures">',
+        '<tr class="soft"><td>a:<wbr>b=1,<wbr>c=2</td><td>1</td></tr>',
+        "<td><b>2</b></td>",
+        '<tr><th>a</th><td><img alt="a" src="data:image/png;base64,cG5n"></td></tr>',
+        '<div class="scroll wide"><svg></svg></div>',
+    ):
         assert text in page
 
 
