@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -272,41 +272,43 @@ def _denoise(
     images: Images, params: Ksvd, model: xr.Dataset, denoise_images: Callable[..., Images]
 ) -> Images:
     """Denoise images by either twin."""
+    from emdask.kernels.ksvd import denoise_unit_noise
+
     check_model(model, params)
-    learnt = None if params.scope == "image" else model["atoms"].values
+    unit_on_host = _to_unit_noise_on_host(images, params) if params.scope == "image" else None
 
     def denoise(unit: Images) -> Images:
         result = array_namespace(unit).zeros(unit.shape, np.float32)
+        strength = np.float32(params.strength)
         for chosen, n_scales in choose_scales(unit, params):
-            for part in [chosen] if learnt is not None else chosen[:, None]:
-                result[part] = _denoise_alike(unit[part], n_scales, params, learnt, denoise_images)
+            for part, atoms in _dictionaries(chosen, n_scales, params, model, unit_on_host):
+                count = min(n_scales, len(atoms))
+                result[part] = strength * denoise_unit_noise(
+                    unit[part] / strength, atoms, n_scales=count, denoise_images=denoise_images
+                )
         return result
 
     return denoise_at_unit_noise(images, params.sigma, denoise)
 
 
-def _denoise_alike(
-    unit: Images,
-    n_scales: int,
-    params: Ksvd,
-    atoms: Floats | None,
-    denoise_images: Callable[..., Images],
-) -> Images:
-    """Denoise images of unit noise at as many scales; without atoms one image, by its own."""
-    from emdask.kernels.ksvd import denoise_unit_noise
+def _to_unit_noise_on_host(images: Images, params: Ksvd) -> Floats:
+    """Images that teach: learning turns another rounding into other atoms, and devices round."""
+    xp = array_namespace(images)
+    unit: Floats = to_unit_noise(images if xp is np else xp.asnumpy(images), params.sigma)[0]
+    return unit
 
-    if atoms is None:
-        # On the host, so that all devices learn alike.
-        host = unit if array_namespace(unit) is np else array_namespace(unit).asnumpy(unit)
-        alone = _sample_unit_noise(host, np.zeros(1, np.int64), n_scales, params)
-        atoms = _learn_atoms(alone, params)
-    strength = np.float32(params.strength)
-    return strength * denoise_unit_noise(
-        unit / strength,
-        atoms,
-        n_scales=min(n_scales, len(atoms)),
-        denoise_images=denoise_images,
-    )
+
+def _dictionaries(
+    chosen: Images, n_scales: int, params: Ksvd, model: xr.Dataset, unit: Floats | None
+) -> Iterator[tuple[Images, Floats]]:
+    """Images that go together and their dictionaries; those of single images are learnt here."""
+    if unit is None:
+        yield chosen, model["atoms"].values
+        return
+    for i in chosen.tolist():
+        part = slice(i, i + 1)
+        alone = _sample_unit_noise(unit[part], np.zeros(1, np.int64), n_scales, params)
+        yield part, _learn_atoms(alone, params)
 
 
 def check_model(model: xr.Dataset, params: Ksvd) -> None:
