@@ -56,6 +56,22 @@ def check_sigma(what: str, value: object) -> None:
         require(ok, what, 'sigma must be "auto" or a number of at least 0', value)
 
 
+def check_width(what: str, name: str, value: object) -> None:
+    """Require a width of a kernel in px: "auto" or a number."""
+    if value != "auto":
+        ok = isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1000
+        require(ok, what, f'{name} must be "auto" or a number in [0, 1000]', value)
+
+
+def check_window(what: str, name: str, value: object, most: int, *, auto: bool = False) -> None:
+    """Require the side of a window that has a middle: odd, or "auto" where that is a choice."""
+    if value != "auto" or not auto:
+        ok = isinstance(value, Integral) and not isinstance(value, bool)
+        ok = ok and 1 <= int(value) <= most and int(value) % 2 == 1  # type: ignore[call-overload]
+        word = '"auto" or ' if auto else ""
+        require(ok, what, f"{name} must be {word}an odd integer in [1, {most}]", value)
+
+
 def check_choice(what: str, name: str, value: object, choices: Iterable[str]) -> None:
     """Require one of the words in ``choices``."""
     words = list(choices)
