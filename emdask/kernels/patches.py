@@ -75,9 +75,11 @@ def sample_patches(
     keys, places = _draw_places(image_ids, height * width, n_patches, seed)
     if len(keys) == 0:
         return PatchSample(keys, np.empty((0, patch_px**2), np.float32))
+    order = np.argsort(keys)[:n_patches]
+    keys, places = keys[order], places[order]
     windows = np.lib.stride_tricks.sliding_window_view(images, (patch_px, patch_px), axis=(1, 2))
-    patches = windows[np.unravel_index(places, windows.shape[:3])]
-    return _keep_smallest(keys, patches.reshape(len(keys), -1).astype(np.float32), n_patches)
+    patches = windows[np.unravel_index(places, windows.shape[:3])].reshape(len(keys), -1)
+    return _keep_smallest(keys, patches.astype(np.float32, copy=False), n_patches)
 
 
 def merge_samples(a: PatchSample, b: PatchSample, n_patches: int) -> PatchSample:
@@ -102,11 +104,15 @@ def merge_samples(a: PatchSample, b: PatchSample, n_patches: int) -> PatchSample
     >>> merge_samples(a, b, 3).patches.ravel().tolist()
     [1.0, 2.0, 3.0]
     """
+    if not len(a.keys) or not len(b.keys):
+        return _keep_smallest(*(a if len(a.keys) else b), n_patches)
     keys = np.concatenate([a.keys, b.keys])
     return _keep_smallest(keys, np.concatenate([a.patches, b.patches]), n_patches)
 
 
 def _keep_smallest(keys: Keys, patches: Floats, n_patches: int) -> PatchSample:
+    if np.all(keys[1:] > keys[:-1]):
+        return PatchSample(keys[:n_patches], patches[:n_patches])
     # Billions of places may give two equal keys.
     order = np.lexsort((patches[:, 0], keys))[:n_patches]
     return PatchSample(keys[order], patches[order])

@@ -170,7 +170,7 @@ def improve_atoms(
     codes
         What it returned. The values are updated in place.
     n_powers
-        Power iterations; 1 is the approximate K-SVD of Rubinstein et al. 2008.
+        Power iterations, at least 1: the approximate K-SVD of Rubinstein et al. 2008.
 
     Returns
     -------
@@ -183,7 +183,7 @@ def improve_atoms(
     """
     indices, values, counts = codes
     n_pixels = atoms.shape[1]
-    patches, atoms = _in_lanes(patches), _in_lanes(atoms)
+    patches, atoms = _in_lanes(patches), _in_lanes(atoms.copy())
     rest = np.empty_like(patches)
     subtract_codes(patches, atoms, indices, values, counts, rest)
     used = np.arange(indices.shape[1]) < counts[:, None]
@@ -202,8 +202,10 @@ def _side(atoms: Floats) -> int:
 
 
 def _in_lanes(rows: Floats) -> Floats:
-    """A copy whose rows are filled up with zeros to whole vectors."""
+    """Rows that are filled up with zeros to whole vectors; those given, where they are."""
     length = -(-rows.shape[1] // N_LANES) * N_LANES
+    if length == rows.shape[1]:
+        return np.ascontiguousarray(rows, np.float32)
     result = np.zeros((len(rows), length), np.float32)
     result[:, : rows.shape[1]] = rows
     return result
@@ -565,27 +567,33 @@ def sweep_atoms(
     max_atoms
         Values of each patch.
     n_powers
-        Power iterations of each atom.
+        Power iterations of each atom, at least 1.
     values
         Coefficients, (m, max_atoms).
     """
     flat = values.ravel()
+    direction = np.empty(atoms.shape[1], np.float32)
     for k in range(len(atoms)):
-        start = ends[k - 1] if k else 0
+        users = entries[ends[k - 1] if k else 0 : ends[k]]
         atom = atoms[k]
-        for entry in entries[start : ends[k]]:
-            add_multiple(rest[entry // max_atoms], flat[entry], atom)
-        for _ in range(n_powers if ends[k] > start else 0):
-            direction = np.zeros_like(atom)
-            for entry in entries[start : ends[k]]:
-                add_multiple(direction, flat[entry], rest[entry // max_atoms])
+        direction[:] = 0
+        for entry in users:
+            lack = rest[entry // max_atoms]
+            add_multiple(lack, flat[entry], atom)
+            add_multiple(direction, flat[entry], lack)
+        for power in range(n_powers):
             energy = squared_norm(direction)
             if energy > 0:
                 atom[:] = direction / np.sqrt(energy)
-            for entry in entries[start : ends[k]]:
-                flat[entry] = dot(rest[entry // max_atoms], atom)
-        for entry in entries[start : ends[k]]:
-            add_multiple(rest[entry // max_atoms], -flat[entry], atom)
+            direction[:] = 0
+            for entry in users:
+                lack = rest[entry // max_atoms]
+                share = dot(lack, atom)
+                flat[entry] = share
+                if power + 1 < n_powers:
+                    add_multiple(direction, share, lack)
+                else:
+                    add_multiple(lack, -share, atom)
 
 
 @compiled
