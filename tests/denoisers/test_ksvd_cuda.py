@@ -44,7 +44,10 @@ def test_dictionaries_do_not_follow_the_rounding_of_a_card(
 
     from emdask.kernels import unit_noise
 
-    images = mixed_images()[:1]
+    y, x = np.mgrid[:72, :72]
+    stripes = np.sin(x * y / 90) + 0.5 * (y % 11 > 5) * (x > 40)
+    noise = np.random.default_rng(1).normal(scale=0.1, size=(1, 72, 72))
+    images = (stripes + noise).astype("f4")
     params = ksvd.Ksvd(scope="image", n_iterations=5, n_atoms=64)
     cuda_on_host.strict = True
     expected = ksvd.denoise_cpu(images, params, xr.Dataset())
@@ -52,8 +55,9 @@ def test_dictionaries_do_not_follow_the_rounding_of_a_card(
 
     def round_otherwise(images: Any, sigma: Any) -> Any:
         on_card = type(images).__module__ == "cupy"
-        return estimate(images, sigma) * (1 + 1e-7 * on_card)
+        return estimate(images, sigma) * (1 + 1e-6 * on_card)
 
     monkeypatch.setattr(unit_noise, "known_sigmas", round_otherwise)
     result = ksvd.denoise_cuda(cupy.asarray(images), params, xr.Dataset()).get()
-    assert np.abs(result - expected).max() < ROUNDING * 0.05
+    assert np.median(np.abs(result - expected)) < ROUNDING * 0.1
+    assert np.abs(result - expected).max() < TURNED_TIES * 0.1
