@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import emdask
+from emdask.denoisers import FAMILY
+from emdask.method import about, find_method, list_methods
 from emdask.variables import table
 
 project = "emdask"
@@ -29,5 +31,27 @@ Path(__file__).with_name("variables.rst").write_text(
     "What a stack knows\n==================\n\n"
     "One value for each image is a coordinate along ``image``; one that holds for all is in\n"
     f"``attrs``.\n\n{table()}\n",
+    encoding="utf-8",
+)
+
+
+def describe_method(name: str) -> str:
+    """Section of one denoiser, from its record."""
+    record = find_method(FAMILY, name)
+    params = record.params
+    learns = " Learns from the stack." if record.learn else ""
+    return (
+        f"{name}\n{'-' * len(name)}\n\n"
+        f"{about(record)} Runs on {', '.join(record.apply)}.{learns}\n\n"
+        f".. autoclass:: {params.__module__}.{params.__qualname__}\n"
+    )
+
+
+# The page of methods is written by their records.
+Path(__file__).with_name("methods.rst").write_text(
+    "Methods\n=======\n\n"
+    "``emdask.denoise(stack, NAME, parameter=...)``, or\n"
+    "``emdask denoise IN OUT --method NAME``.\n\n"
+    + "\n".join(describe_method(name) for name in list_methods(FAMILY)),
     encoding="utf-8",
 )

@@ -37,7 +37,7 @@ from emdask.io import (
     save_model,
     save_stack,
 )
-from emdask.method import Method, find_method, list_methods
+from emdask.method import Method, about, find_method, list_methods
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -217,23 +217,32 @@ def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def show_methods(name: str | None = None) -> None:
-    """Print the methods, their devices and their parameters, from their records.
+    """Print the methods, or the parameters of one, from their records.
 
     Parameters
     ----------
     name
         Of one method; None for all.
     """
-    rows = []
-    for method in list_methods(FAMILY) if name is None else (name,):
-        record = find_method(FAMILY, method)
-        names = (method, ", ".join(record.apply))
-        for cells in _parameter_rows(record) or [("", "", "", "no parameters")]:
-            rows.append((*names, *cells))
-            names = ("", "")
-    say_table(("method", "runs on", "parameter", "default", "unit", "meaning"), rows)
+    if name is None:
+        records = {method: find_method(FAMILY, method) for method in list_methods(FAMILY)}
+        rows = [(method, *_method_cells(record)) for method, record in records.items()]
+        say_table(("method", "runs on", "learns", "what it does"), rows)
+        say()
+        say("emdask methods --method NAME shows the parameters of one.")
+        return
+    record = find_method(FAMILY, name)
+    say(about(record))
+    say(f"Runs on {', '.join(record.apply)}.")
     say()
-    say("emdask denoise IN OUT --method NAME --parameter VALUE, with - for _ in the name.")
+    say_table(("parameter", "default", "unit", "meaning"), _parameter_rows(record))
+    say()
+    say(f"emdask denoise IN OUT --method {name} --parameter VALUE, with - for _ in the name.")
+
+
+def _method_cells(record: Method) -> tuple[str, str, str]:
+    """Devices, whether it learns, and what it does."""
+    return ", ".join(record.apply), "yes" if record.learn else "", about(record)
 
 
 def _parameter_rows(method: Method) -> list[tuple[str, str, str, str]]:

@@ -149,6 +149,18 @@ def find_method(family: str, name: str) -> Method:
     return importlib.import_module(f"{family}.{name}").METHOD  # type: ignore[no-any-return]
 
 
+def about(record: Method) -> str:
+    """Return what a method does, in one line: the first of its file.
+
+    Examples
+    --------
+    >>> about(find_method("emdask.denoisers", "gaussian"))
+    'Gaussian blur: each pixel becomes the mean of its surroundings, near ones counting more.'
+    """
+    lines = (sys.modules[record.params.__module__].__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""
+
+
 def resolve_method(
     family: str, method: str | Any, options: Mapping[str, Any]
 ) -> tuple[str, Method, Any]:

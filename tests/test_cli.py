@@ -26,7 +26,8 @@ from emdask.method import list_methods
 from emdask.options import parse_value
 from emdask.simulators import demo_particles
 
-PLUGIN = """
+PLUGIN = '''"""Grey levels times a number."""
+
 from dataclasses import dataclass
 from time import sleep
 from typing import Literal
@@ -51,7 +52,7 @@ def apply(images, params):
 
 
 METHOD = Method(params=Halve, apply={"cpu": apply})
-"""
+'''
 # Ctrl-C is heard even where the tests themselves run in the background, deaf to it.
 RUN = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -158,11 +159,14 @@ def test_version():
 def test_methods_prints_every_parameter_of_the_records():
     code, out, _ = call("methods", "--method", "halve")
     assert code == 0
-    assert out.splitlines()[1].split()[:3] == ["halve", "cpu", "factor"]
+    assert out.splitlines()[:2] == ["Grey levels times a number.", "Runs on cpu."]
+    assert out.splitlines()[4].split()[:3] == ["factor", "0.5", "grey"]
     assert "cpu, cuda" in call("methods", "--method", "bm3d")[1]
     for word in ("factor", "0.5", "grey levels", "number that grey levels are multiplied with"):
         assert word in out
-    assert "halve" in call("methods")[1]
+    listed = call("methods")[1].splitlines()
+    assert ["halve", "cpu", "Grey"] in [line.split()[:3] for line in listed]
+    assert ["ksvd", "cpu,", "cuda", "yes", "K-SVD:"] in [line.split()[:5] for line in listed]
 
 
 @pytest.mark.usefixtures("plugin")

