@@ -17,7 +17,7 @@ import xarray as xr
 
 from emdask.candidates import GAUSSIAN, NOISY, Candidate, parse_candidates
 from emdask.checks import check_integer, check_number, require, sentence
-from emdask.cost import Cost, measure, why_no_peak
+from emdask.cost import Cost, many_measurements, measure, why_no_peak
 from emdask.denoisers import FAMILY, denoise, learn_denoiser
 from emdask.errors import StackError
 from emdask.io import open_stack
@@ -33,6 +33,7 @@ SIMULATE = "simulate"
 SNRS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.01)
 N_IMAGES = 16
 PICTURE_PX = 256
+WARM_UP_PX = 64
 WIDTHS_PX = np.geomspace(0.4, 12.0, 29)
 PIXELS_TO_TUNE = 2**22
 # Of a clean stack what its noisy copies keep. Not the CTF: the truth is the image as given, and a
@@ -128,12 +129,13 @@ def compare(
     variance = float(truth.values.var(axis=(1, 2), dtype=np.float64).mean())
     steps = [*itertools.product(rows, snrs)]
     cells = []
-    for done, (label, level) in enumerate(steps):
-        if on_progress is not None:
-            on_progress(label, level, done, len(steps))
-        noisy = _add_noise(truth, noise * np.float32(np.sqrt(variance / level)))
-        result = rows[label](noisy, truth.values, data_range)
-        cells.append(_judge(result, truth.values, data_range))
+    with many_measurements():
+        for done, (label, level) in enumerate(steps):
+            if on_progress is not None:
+                on_progress(label, level, done, len(steps))
+            noisy = _add_noise(truth, noise * np.float32(np.sqrt(variance / level)))
+            result = rows[label](noisy, truth.values, data_range)
+            cells.append(_judge(result, truth.values, data_range))
     table = _table(cells, [*rows], snrs, truth)
     return table.assign_attrs(_attrs(clean, truth, noisy, data_range, seed))
 
@@ -225,7 +227,8 @@ def _denoise(params: Any, noisy: xr.DataArray) -> _Result:
     _, record, _ = resolve_method(FAMILY, params, {})
     model, learning = None, Cost(cpu_s=0.0, peak_MB=0.0)
     # What a first call compiles and loads is not to be measured.
-    _run(params, noisy[:1], _learn(params, noisy[:1]) if record.learn is not None else None)
+    few = noisy[:1, :WARM_UP_PX, :WARM_UP_PX]
+    _run(params, few, _learn(params, few) if record.learn is not None else None)
     if record.learn is not None:
         model, learning = measure(lambda: _learn(params, noisy))
     denoised, cost = measure(lambda: _run(params, noisy, model))

@@ -386,7 +386,7 @@ def _figure(picture: Picture) -> str:
 
 def _breakable(name: str) -> str:
     """A long name, as "bm3d:sigma=1,n_scales=2", may be broken between its parts."""
-    return re.sub("([:,|])", r"\1<wbr>", escape(name))
+    return re.sub("([:,|_])", r"\1<wbr>", escape(name))
 
 
 def _image(picture: Picture) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emdask.cost import measure, why_no_peak
+from emdask.cost import many_measurements, measure, why_no_peak
 
 needs_linux = pytest.mark.skipif(why_no_peak() is not None, reason=str(why_no_peak()))
 
@@ -52,3 +53,10 @@ def test_a_system_without_peaks_gives_nan_and_a_reason(monkeypatch):
     assert result == 3
     assert math.isnan(cost.peak_MB)
     assert "Linux" in why_no_peak()
+
+
+def test_many_measurements_leave_the_collector_as_it_was():
+    with pytest.raises(KeyError), many_measurements():
+        assert gc.get_freeze_count() > 0
+        raise KeyError
+    assert gc.get_freeze_count() == 0
