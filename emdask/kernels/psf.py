@@ -67,7 +67,9 @@ def freeze_psf(what: str, psf: Any, *, signed: bool = True) -> Any:
     ok = array is not None and array.ndim == 2 and 0 < max(array.shape) <= LARGEST_PX
     ok = ok and bool(np.isfinite(array).all() and array.sum() > 0)
     require(ok, what, RULE, got)
-    require(signed or array.min() >= 0, what, "psf must not be negative anywhere", array.min())
+    require(
+        signed or array.min() >= 0, what, "psf must not be negative anywhere", float(array.min())
+    )
     return tuple(tuple(row) for row in (array / array.sum()).tolist())
 
 

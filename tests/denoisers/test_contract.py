@@ -223,7 +223,11 @@ def test_a_stack_keeps_what_is_known(method: str, noisy: np.ndarray) -> None:
     stack = build_stack(
         da.from_array(noisy, chunks=(2, -1, -1)),
         {"defocus_u_A": np.arange(6.0), "micrograph": list("abcdef")},
-        {"pixel_size_A": 1.5, "provenance": [{"step": "earlier", "parameters": {}}]},
+        {
+            **{"pixel_size_A": 1.5, "voltage_kV": 300.0, "spherical_aberration_mm": 2.7},
+            **{"amplitude_contrast": 0.1},
+            "provenance": [{"step": "earlier", "parameters": {}}],
+        },
     )
     result = emdask.denoise(stack, method)
     xr.testing.assert_equal(result.coords.to_dataset(), stack.coords.to_dataset())
