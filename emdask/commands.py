@@ -334,6 +334,9 @@ def denoise_files(
     for path, suffixes in ((preview, PREVIEW_SUFFIXES), (report, (".html",))):
         check_picture_path(path, suffixes)
     record = find_method(FAMILY, method)
+    if resume and keep_model is not None and keep_model.exists():
+        # The interrupted run has learnt it.
+        model, keep_model = keep_model, None
     if keep_model is not None:
         rule = f"{method} learns nothing" if record.learn is None else "does not go with --model"
         require(record.learn is not None and model is None, "--save-model", rule)

@@ -361,6 +361,43 @@ def test_denoise_from_files_to_files_is_quiet_without_a_terminal(stack_path, plu
     assert "factor = 0.25" in (folder / "seen.html").read_text(encoding="utf-8")
 
 
+def test_whitening_is_undone_after_the_method(stack_path, plugin_folder):
+    folder = stack_path.parent
+    words = ("denoise", "in.star", "out.zarr", "--method", "halve", "--workers", "1", "--whiten")
+    code, out, err = run(plugin_folder, *words, "--report", "seen.html", cwd=folder)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "Measuring the noise of 12 images ..."
+    before, after = open_stack(stack_path), open_stack(folder / "out.zarr")
+    # Whitening and its reverse are linear, so that any gain comes through.
+    np.testing.assert_allclose(after.values, before.values / 2, atol=1e-4)
+    steps = [step["step"] for step in after.attrs["provenance"]]
+    assert steps[-3:] == ["whiten", "halve", "unwhiten"]
+    assert "power of the whitened residual" in (folder / "seen.html").read_text(encoding="utf-8")
+
+
+def test_what_was_learnt_is_kept_and_serves_again(stack_path, plugin_folder, monkeypatch):
+    folder = stack_path.parent
+    learn = ("--method", "ksvd", "--n-iterations", "2", "--n-atoms", "80", "--workers", "1")
+    words = ("denoise", "in.star", "out.zarr", *learn, "--save-model", "m.zarr")
+    code, out, err = run(plugin_folder, *words, cwd=folder)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "ksvd learns from 12 images ..."
+    code, out, err = run(
+        plugin_folder, "denoise", "in.star", "again.zarr", *learn, "--model", "m.zarr", cwd=folder
+    )
+    assert (code, err, len(out.splitlines())) == (0, "", 1)
+    results = [open_stack(folder / name).values for name in ("out.zarr", "again.zarr")]
+    np.testing.assert_array_equal(*results)
+    # The command that goes on after Ctrl-C names the model that is there by then.
+    shutil.rmtree(folder / "out.zarr")
+    assert run(plugin_folder, *words, "--resume", cwd=folder)[0] == 0
+    assert_refused(call(*words, "--overwrite", "--model", "m.zarr"), "--save-model: does not go")
+    monkeypatch.chdir(folder)
+    assert_refused(call(*words), "m.zarr: exists already", "--overwrite")
+    refused = call("denoise", "in.star", "b.zarr", "--method", "ddtf", "--model", "m.zarr")
+    assert_refused(refused, "ddtf: model must be one that ddtf has learnt; got 'ksvd'")
+
+
 def test_nan_pixels_name_the_image_and_can_be_replaced(stack_path, plugin_folder):
     stack, _ = demo_particles(4, box_px=16, pixel_size_A=16.0)
     pixels = stack.values
