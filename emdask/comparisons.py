@@ -35,7 +35,7 @@ N_IMAGES = 16
 PICTURE_PX = 256
 WARM_UP_PX = 64
 WIDTHS_PX = np.geomspace(0.4, 12.0, 29)
-PIXELS_TO_TUNE = 2**22
+SIDE_TO_TUNE_PX = 2048
 # Of a clean stack what its noisy copies keep. Not the CTF: the truth is the image as given, and a
 # method that undid the CTF would leave it.
 KEPT_ATTRS = ("kind", "pixel_size_A")
@@ -262,7 +262,8 @@ def best_gaussian(noisy: Images, clean: Images) -> tuple[float, Images]:
     Parameters
     ----------
     noisy, clean : array, shape (n, h, w)
-        Images; the width is tuned on the first of them, of 4 million pixels together.
+        Images; the width is tuned on at most 4 million pixels: the first images, of each the first
+        2048 rows and columns.
 
     Returns
     -------
@@ -277,8 +278,9 @@ def best_gaussian(noisy: Images, clean: Images) -> tuple[float, Images]:
     >>> width_px > 3
     True
     """
-    n = max(1, PIXELS_TO_TUNE // noisy[0].size)
-    errors = [mse(_blur(noisy[:n], width_px), clean[:n]).mean() for width_px in WIDTHS_PX]
+    few, truth = (images[:, :SIDE_TO_TUNE_PX, :SIDE_TO_TUNE_PX] for images in (noisy, clean))
+    n = max(1, SIDE_TO_TUNE_PX**2 // few[0].size)
+    errors = [mse(_blur(few[:n], width_px), truth[:n]).mean() for width_px in WIDTHS_PX]
     width_px = float(WIDTHS_PX[int(np.argmin(errors))])
     return width_px, _blur(noisy, width_px)
 
