@@ -620,22 +620,26 @@ def floor_ms(operations: float, shape: tuple[int, ...], profile: Profile, card: 
 
 def describe_run(card: Card, programs: Sequence[Program]) -> list[str]:
     """Machine, card, versions, and what each program was given."""
+    packages = [n for n in ("torch", "triton", "bm3d-triton", "bm3d-cupy") if is_installed(n)]
+    lines = [describe_machine("emdask", "numpy", *packages), "", card_line(card)]
+    lines += ["", *(f"- {p.name}: {p.given}" for p in programs if p.given)]
+    if all(program.name.startswith("emdask") for program in programs):
+        lines.append("No peer is installed: pip install bm3d-triton bm3d-cupy")
+    return lines
+
+
+def card_line(card: Card) -> str:
+    """Card, its memory and the versions of CUDA and CuPy."""
     import cupy
 
     free, total = cupy.cuda.Device().mem_info
     runtime = cupy.cuda.runtime.runtimeGetVersion()
-    packages = [n for n in ("torch", "triton", "bm3d-triton", "bm3d-cupy") if is_installed(n)]
-    lines = [describe_machine("emdask", "numpy", *packages), ""]
-    lines.append(
+    return (
         f"{card.name}: {card.n_multiprocessors} multiprocessors at {card.clock_hz / 1e9:.2f} GHz, "
         f"{card.operations_per_s / 1e12:.1f} T FP32 operations/s; "
         f"{free / 2**30:.0f} of {total / 2**30:.0f} GiB free; "
         f"CUDA {runtime // 1000}.{runtime % 1000 // 10}, CuPy {cupy.__version__}"
     )
-    lines += ["", *(f"- {p.name}: {p.given}" for p in programs if p.given)]
-    if all(program.name.startswith("emdask") for program in programs):
-        lines.append("No peer is installed: pip install bm3d-triton bm3d-cupy")
-    return lines
 
 
 def is_installed(package: str) -> bool:
