@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,9 +25,10 @@ from emdask.method import Learn, Method, parameter
 
 PATCH_PX = (4, 16)
 MOST_SCALES = 5
-# Below this SNR several resolutions were ahead on every simulated particle.
-COARSE_SNR = 1.0
-SCALES_BELOW = 3
+# What was best on simulated particles and on photographs; see benchmarks/results/ddtf.md.
+PREVAILING_NOISE_SNR = 1.0
+NOISY_SCALES = 3
+CLEAR_SCALES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Ddtf:
         at a sixteenth of the operations.
     n_scales
         Resolutions, each half of the last and with a frame of its own, of which the coarser guide
-        the finer ones; 1 to 5. "auto": 3 for images of SNR below 1, else 1.
+        the finer ones; 1 to 5. "auto": 3 for images of SNR below 1, else 2.
     scope
         "stack" learns from patches of all images, "image" from those of each image alone.
     n_patches
@@ -148,21 +149,20 @@ def sample_scales(
         return Samples(params.n_patches, ())
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
-    return _sample_unit_noise(unit[noisy], image_ids[noisy], _most_scales(params), params)
-
-
-def _most_scales(params: Ddtf) -> int:
-    return SCALES_BELOW if params.n_scales == "auto" else params.n_scales
+    return _sample_unit_noise(unit[noisy], image_ids[noisy], params)
 
 
 def _sample_unit_noise(
-    images: npt.NDArray[np.float32],
-    image_ids: npt.NDArray[np.integer[Any]],
-    n_scales: int,
-    params: Ddtf,
+    images: npt.NDArray[np.float32], image_ids: npt.NDArray[np.integer[Any]], params: Ddtf
 ) -> Samples:
+    """Draw patches at each resolution from images that will be denoised at it."""
+    wanted = np.zeros(len(images), np.int64)
+    for chosen, n_scales, _ in choose_scales(images, params):
+        wanted[chosen] = n_scales
     scales = []
-    for scale in range(n_scales):
+    for scale in range(NOISY_SCALES if params.n_scales == "auto" else params.n_scales):
+        chosen = wanted > scale
+        images, image_ids, wanted = images[chosen], image_ids[chosen], wanted[chosen]
         images = images if scale == 0 else _halve_each(images)
         scales.append(
             sample_patches(
@@ -273,27 +273,30 @@ def check_model(model: xr.Dataset, params: Ddtf) -> None:
 def _denoise_by_stack(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
     """Denoise images of unit noise in the frames of the stack."""
     result = array_namespace(unit).empty(unit.shape, np.float32)
-    for chosen, n_scales in choose_scales(unit, params):
-        frames = model["atoms"].values[:n_scales]
-        result[chosen] = denoise_images(unit[chosen], frames, strength=params.strength)
+    for chosen, n_scales, noise_prevails in choose_scales(unit, params):
+        result[chosen] = denoise_images(
+            unit[chosen],
+            model["atoms"].values[:n_scales],
+            strength=params.strength,
+            noise_prevails=noise_prevails,
+        )
     return result
 
 
 def _denoise_by_image(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
     """Denoise each image of unit noise in frames that are learnt, on the host, from it alone."""
     result = array_namespace(unit).empty(unit.shape, np.float32)
-    for chosen, n_scales in choose_scales(unit, params):
-        for i in chosen.tolist():
-            image = unit[i : i + 1]
-            host = image if array_namespace(image) is np else image.get()
-            samples = _sample_unit_noise(host, np.zeros(1, np.int64), n_scales, params)
-            frames = np.stack([_learn_scale(sample, params).atoms for sample in samples.scales])
-            result[i] = denoise_images(image, frames, strength=params.strength)[0]
+    alone = replace(params, scope="stack")
+    for i in range(len(unit)):
+        image = unit[i : i + 1]
+        host = image if array_namespace(image) is np else image.get()
+        frames = learn_frames(_sample_unit_noise(host, np.zeros(1, np.int64), alone), alone)
+        result[i] = _denoise_by_stack(image, alone, frames)[0]
     return result
 
 
-def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int]]:
-    """Say which images take how many resolutions, each image by itself.
+def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, bool]]:
+    """Say at how many resolutions each image is denoised, each image judged by itself.
 
     Parameters
     ----------
@@ -304,14 +307,21 @@ def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int]]:
 
     Returns
     -------
-    list of (indices, n_scales)
+    list of (indices, n_scales, noise_prevails)
+        Each image is in one of them.
     """
     xp = array_namespace(unit)
-    if params.n_scales != "auto":
-        return [(xp.arange(len(unit)), params.n_scales)]
-    noisy = estimate_snr(unit, xp.ones(len(unit))) < COARSE_SNR
-    groups = [(xp.flatnonzero(noisy), SCALES_BELOW), (xp.flatnonzero(~noisy), 1)]
-    return [(chosen, n_scales) for chosen, n_scales in groups if chosen.size]
+    noisy = estimate_snr(unit, xp.ones(len(unit))) < PREVAILING_NOISE_SNR
+    groups = [
+        (xp.flatnonzero(noisy), NOISY_SCALES, True),
+        (xp.flatnonzero(~noisy), CLEAR_SCALES, False),
+    ]
+    given = params.n_scales
+    return [
+        (chosen, n_scales if given == "auto" else given, noise_prevails)
+        for chosen, n_scales, noise_prevails in groups
+        if chosen.size
+    ]
 
 
 METHOD = Method(

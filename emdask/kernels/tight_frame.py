@@ -38,8 +38,6 @@ Doubles = npt.NDArray[np.float64]
 # when an image is denoised.
 LEARNING_THRESHOLD = 3.5
 THRESHOLD = 2.7
-# Noise that the Wiener filter assumes, relative to that of the image: its pilot has lost signal.
-WIENER_NOISE = 0.9
 # Learning ends when the objective of a step falls by less than this share of what patches hold.
 LEAST_PROGRESS = 1e-6
 # Pull towards the last frame, relative to the patches: it decides where the patches do not.
@@ -179,7 +177,9 @@ def _take_step(
 # --- Denoising ------------------------------------------------------------------------------------
 
 
-def denoise_images(noisy: Any, frames: Any, *, strength: float = 1.0) -> Any:
+def denoise_images(
+    noisy: Any, frames: Any, *, strength: float = 1.0, noise_prevails: bool = True
+) -> Any:
     """Denoise images at several resolutions, from coarse to fine.
 
     At the coarsest one coefficients are thresholded, and that estimate is the pilot of a Wiener
@@ -195,6 +195,9 @@ def denoise_images(noisy: Any, frames: Any, *, strength: float = 1.0) -> Any:
         an image has less than two patches a side are left out.
     strength
         Noise that is assumed, relative to that of the images.
+    noise_prevails
+        Pilots of the finer resolutions have no detail of their own, as it would be noise, and at
+        the coarsest one the Wiener filter is taken twice. Else thresholding adds the detail.
 
     Returns
     -------
@@ -211,24 +214,29 @@ def denoise_images(noisy: Any, frames: Any, *, strength: float = 1.0) -> Any:
     xp = array_namespace(noisy)
     frames = xp.asarray(frames)
     if xp is not np:
-        return _refine(noisy, frames, strength)
+        return _refine(noisy, frames, strength, noise_prevails)
     # One by one, an image stays in the processor's cache, and its rounding is its own.
     result = np.empty(noisy.shape, np.float32)
     for i in range(len(noisy)):
-        result[i] = _refine(noisy[i : i + 1], frames, strength)[0]
+        result[i] = _refine(noisy[i : i + 1], frames, strength, noise_prevails)[0]
     return result
 
 
-def _refine(noisy: Any, frames: Any, strength: float) -> Any:
+def _refine(noisy: Any, frames: Any, strength: float, noise_prevails: bool) -> Any:
     """Denoise at half the resolution first, and then by that estimate."""
-    patch_px = math.isqrt(frames.shape[-1])
-    noise = WIENER_NOISE * strength
-    if len(frames) == 1 or not has_coarser_scale(noisy.shape[1:], patch_px):
-        pilots = threshold_images(noisy, frames[0], threshold=THRESHOLD * strength)
-        return wiener_images(noisy, pilots, frames[0], noise=noise)
-    coarse = _refine(halve(noisy), frames[1:], strength)
-    fine = wiener_images(noisy, double(coarse, noisy.shape[1:]), frames[0], noise=noise)
-    return merge_scales(fine, coarse)
+    atoms, shape = frames[0], noisy.shape[1:]
+    if len(frames) == 1 or not has_coarser_scale(shape, math.isqrt(len(atoms))):
+        estimate = threshold_images(noisy, atoms, threshold=THRESHOLD * strength)
+        for _ in range(2 if noise_prevails else 1):
+            estimate = wiener_images(noisy, estimate, atoms, noise=strength)
+        return estimate
+    coarse = _refine(halve(noisy), frames[1:], strength, noise_prevails)
+    if noise_prevails:
+        pilots = double(coarse, shape)
+    else:
+        detail = threshold_images(noisy, atoms, threshold=THRESHOLD * strength)
+        pilots = merge_scales(detail, coarse)
+    return merge_scales(wiener_images(noisy, pilots, atoms, noise=strength), coarse)
 
 
 def threshold_images(noisy: Any, atoms: Any, *, threshold: float) -> Any:
