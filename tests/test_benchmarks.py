@@ -51,6 +51,17 @@ def test_codecs_prints_every_input_and_both_forms(tmp_path: Path) -> None:
     assert out.read_text().splitlines() == printed.rstrip().splitlines()
 
 
+def test_filters_prints_every_sweep_and_marks_the_defaults(tmp_path: Path) -> None:
+    out = tmp_path / "filters.md"
+    printed = run("filters", "--quick", "--out", str(out))
+    methods = ("gaussian", "median", "bilateral", "nl_means", "tv_bregman", "wavelet")
+    assert all(f"{method}: " in printed for method in methods)
+    assert "**auto**" in printed
+    assert "these figures mean nothing" in printed
+    assert printed.count("| best Gaussian, told the truth |") == 1
+    assert out.read_text().rstrip() == printed.rstrip()
+
+
 def test_storage_time_follows_the_ratio(load: Callable[[str], ModuleType]) -> None:
     codecs = load("codecs")
     assert codecs.storage_seconds(1, 0.5) == 4

@@ -12,7 +12,7 @@ from emdask.checks import check_sigma, check_window
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 from emdask.method import Method, parameter
 
-SIZES_PX = (1, 3, 5, 7, 9, 11, 15, 19, 25)
+SIZES_PX = (1, 3, 5, 7, 11, 15, 21)
 # Of large images, the side is fitted to 4 x 4 tiles of this edge.
 TILE_PX = 128
 N_TILES = 4
@@ -87,7 +87,7 @@ def denoise(images: Any, params: Median) -> Any:
 
 
 def best_size(image: Any) -> int:
-    """Choose the side of least estimated risk, from the smallest on until the risk rises twice.
+    """Choose the side of least estimated risk, from the smallest on until the risk rises.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def best_size(image: Any) -> int:
     for size_px in SIZES_PX:
         medians = _take(tiles, size_px)
         risks.append(float(((tiles - medians) ** 2 + 2 * (tiles == medians)).mean(dtype="f8")))
-        if len(risks) > 2 and risks[-1] > risks[-2] > risks[-3]:
+        if len(risks) > 1 and risks[-1] > risks[-2]:
             break
     return SIZES_PX[int(np.argmin(risks))]
 

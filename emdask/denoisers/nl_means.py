@@ -15,8 +15,14 @@ from emdask.method import Method, parameter
 
 Floats = npt.NDArray[np.float32]
 
-# Scale of the distances of patches in sigma, at strength 1. benchmarks/filters.py has the sweep.
+# Resolutions where the SNR is below LOW_SNR, and elsewhere.
+LOW_SNR, N_SCALES_LOW, N_SCALES = 0.15, 4, 3
+# Decay of the weights in sigma, at strength 1, for an SNR of H_SNR of the image whose third
+# resolution is the coarsest; it grows by the fourth root of the SNR, within limits.
+# benchmarks/filters.py has the sweep.
 H = 0.6
+H_SNR = 0.1
+H_FACTORS = (0.85, 1.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +34,17 @@ class NlMeans:
     sigma
         Standard deviation of the white noise in grey levels, or "auto": estimated image by image.
     strength
-        Decay of the weights of unlike patches, in 0.6 sigma (``h`` of scikit-image).
+        Decay of the weights of unlike patches (``h`` of scikit-image): 1 stands for 0.6 (s / 1.6)^¼
+        sigma, but 0.5 to 0.9 sigma, where s is the SNR of the image, times 4 for each coarser
+        scale.
     patch_px
         Side of the patches that are compared, px; odd.
     window_px
         Side of the square that is searched for them, px; odd. The work grows by its square.
     n_scales
         Resolutions, each half of the last; the coarser decide the low frequencies. 1 is the method
-        as published; where noise prevails, only coarse patches tell what is alike.
+        as published; where noise prevails, only coarse patches tell what is alike. "auto": 3, or 4
+        for images of SNR below 0.15.
 
     Raises
     ------
@@ -61,16 +70,19 @@ class NlMeans:
         "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
     )
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
-    patch_px: int = parameter(11, "side of the patches", "px")
+    patch_px: int = parameter(9, "side of the patches", "px")
     window_px: int = parameter(15, "side of the square that is searched; odd", "px")
-    n_scales: int = parameter(3, "resolutions, each half of the last; the coarser guide the finer")
+    n_scales: Literal["auto"] | int = parameter(
+        "auto", "resolutions, each half of the last; the coarser guide the finer"
+    )
 
     def __post_init__(self) -> None:
         check_sigma("nl_means", self.sigma)
         check_number("nl_means", "strength", self.strength, 0.01, 100)
         check_window("nl_means", "patch_px", self.patch_px, 99)
         check_window("nl_means", "window_px", self.window_px, 99)
-        check_integer("nl_means", "n_scales", self.n_scales, 1, 5)
+        if self.n_scales != "auto":
+            check_integer("nl_means", "n_scales", self.n_scales, 1, 5)
 
 
 def denoise_cpu(images: npt.NDArray[Any], params: NlMeans) -> Floats:
@@ -87,21 +99,56 @@ def denoise_cpu(images: npt.NDArray[Any], params: NlMeans) -> Floats:
     -------
     (n, h, w) float32
     """
-    denoise = image_by_image(lambda image: _denoise(image, params, params.n_scales))
-    return denoise_at_unit_noise(images, params.sigma, denoise)  # type: ignore[no-any-return]
+
+    def denoise(image: Floats) -> Floats:
+        snr = max(float(image.var(dtype="f8")) - 1, 0.0)
+        n_scales = suitable_scales(image.shape, snr, params)
+        h = params.strength * suitable_h(snr, n_scales)
+        return _denoise(image, params, h, n_scales)
+
+    denoise_all = image_by_image(denoise)
+    return denoise_at_unit_noise(images, params.sigma, denoise_all)  # type: ignore[no-any-return]
 
 
-def _denoise(image: Floats, params: NlMeans, n_scales: int) -> Floats:
+def suitable_scales(shape: tuple[int, ...], snr: float, params: NlMeans) -> int:
+    """Choose how many resolutions: as given or by the SNR, as far as two patches fit.
+
+    Examples
+    --------
+    >>> suitable_scales((128, 128), 0.1, NlMeans()), suitable_scales((20, 20), 0.1, NlMeans())
+    (4, 2)
+    """
+    wanted = N_SCALES_LOW if snr < LOW_SNR else N_SCALES
+    if params.n_scales != "auto":
+        wanted = params.n_scales
+    n_scales = 1
+    while n_scales < wanted and has_coarser_scale(shape, params.patch_px):
+        n_scales, shape = n_scales + 1, tuple(-(-length // 2) for length in shape)
+    return n_scales
+
+
+def suitable_h(snr: float, n_scales: int) -> float:
+    """Choose the decay of the weights, in sigma, by the SNR at the coarsest resolution.
+
+    Examples
+    --------
+    >>> round(suitable_h(0.1, 3), 2), round(suitable_h(2.0, 3), 2)
+    (0.6, 0.9)
+    """
+    relative = snr * 4.0 ** (n_scales - N_SCALES) / H_SNR
+    return H * float(np.clip(relative**0.25, *H_FACTORS))
+
+
+def _denoise(image: Floats, params: NlMeans, h: float, n_scales: int) -> Floats:
     """Denoise one image of unit noise: each scale by itself, the coarser win."""
-    fine = _average(image, params)
-    if n_scales == 1 or not has_coarser_scale(image.shape, params.patch_px):
+    fine = _average(image, params, h)
+    if n_scales == 1:
         return fine
     # Halving leaves the noise white and of unit deviation.
-    coarse = _denoise(halve(image), params, n_scales - 1)
-    return merge_scales(fine, coarse)  # type: ignore[no-any-return]
+    return merge_scales(fine, _denoise(halve(image), params, h, n_scales - 1))  # type: ignore[no-any-return]
 
 
-def _average(image: Floats, params: NlMeans) -> Floats:
+def _average(image: Floats, params: NlMeans, h: float) -> Floats:
     from skimage.restoration import denoise_nl_means
 
     fitting = min(params.patch_px, (min(image.shape) - 1) // 2 * 2 + 1)
@@ -110,7 +157,7 @@ def _average(image: Floats, params: NlMeans) -> Floats:
         image.astype(np.float64),
         patch_size=fitting,
         patch_distance=params.window_px // 2,
-        h=params.strength * H,
+        h=h,
         sigma=1.0,
         fast_mode=True,
     )
