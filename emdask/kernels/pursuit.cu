@@ -187,7 +187,12 @@ __device__ __forceinline__ Code pursue(const float4* gram, float (&correlations)
     if (chosen < 0) break;
     const int within = chosen % ATOMS;
     const int chosen_column = (within / 4 * LANES + chosen / ATOMS) * 4 + within % 4;
-    const float* row = reinterpret_cast<const float*>(gram + chosen * ROW);
+    const float4* products = gram + chosen * ROW;
+    // Asked for early: the answer is on its way while the atom is made orthogonal.
+    float4 own[QUADS];
+#pragma unroll
+    for (int q = 0; q < QUADS; q++) own[q] = products[q * LANES + lane];
+    const float* row = reinterpret_cast<const float*>(products);
     const float shared = lane < n ? row[column] : 0.0f;
     float along = 0.0f;  // of the chosen atom on direction `lane`
     for (int i = 0; i < n; i++) {
@@ -214,12 +219,14 @@ __device__ __forceinline__ Code pursue(const float4* gram, float (&correlations)
     energy = fmaf(-change, change, energy);
     if (code.n_atoms == stop.most) break;
     if (energy > stop.tolerance) {
-      for (int i = 0; i <= n; i++) {
+      for (int i = 0; i < n; i++) {
         const float step = __shfl_sync(ALL, -change * factor, i);
-        const float4* products = gram + __shfl_sync(ALL, code.atom, i) * ROW + lane;
+        const float4* earlier = gram + __shfl_sync(ALL, code.atom, i) * ROW + lane;
 #pragma unroll
-        for (int q = 0; q < QUADS; q++) add_product(products[q * LANES], step, correlations + 4 * q);
+        for (int q = 0; q < QUADS; q++) add_product(earlier[q * LANES], step, correlations + 4 * q);
       }
+#pragma unroll
+      for (int q = 0; q < QUADS; q++) add_product(own[q], -change * scale, correlations + 4 * q);
     }
   }
   return code;
