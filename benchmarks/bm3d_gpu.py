@@ -323,7 +323,7 @@ def prepare_from_host(
     def denoise(there: Any) -> Any:
         return bm3d_cuda.denoise(there, cupy.full(len(there), sigma), profile)
 
-    return Prepared(call=lambda: run_in_pieces(denoise, images), finish=np.asarray)
+    return Prepared(call=lambda: run_in_pieces(denoise, images, along={}), finish=np.asarray)
 
 
 def prepare_triton(noisy: Any, sigma: float, setting: str, data_range: float) -> Prepared:
