@@ -82,8 +82,8 @@ def _say_results(table: xr.Dataset) -> None:
     times = text_table(at, "seconds_per_image", lambda seconds: three_digits(seconds * 1e3))[1]
     peaks = text_table(at, "peak_memory_MB", "{:.1f}".format)[1]
     cells = [(*row, time[1], peak[1]) for row, time, peak in zip(rows, times, peaks, strict=True)]
-    title = f"PSNR in dB, mean over the images; time and memory at SNR {at.snr.item():g}"
-    say_table((*header, "ms/image", "MB"), cells, title=title)
+    say(f"PSNR in dB, mean over the images; time and memory at SNR {at.snr.item():g}")
+    say_table((*header, "ms/image", "MB"), cells)
     for name, reason in failures(means):
         say(f"{name} failed: {reason}")
     say()

@@ -235,7 +235,7 @@ def _headline(means: xr.Dataset, snr: float) -> list[tuple[str, str]]:
     return [
         (f"{noisy:.1f} → {best:.1f} dB", f"PSNR of {name}, the best at SNR {snr:g}"),
         (f"{best - gaussian:+.2f} dB", "above the best Gaussian, which is told the truth"),
-        (f"{seconds * 1e3:.3g} ms", f"CPU time an image of {name}"),
+        (f"{three_digits(seconds * 1e3)} ms", f"CPU time an image of {name}"),
     ]
 
 
@@ -451,6 +451,11 @@ def definitions(attrs: dict[str, Any]) -> list[tuple[str, str]]:
             f"{attrs['data_range']}",
         ),
         ("SSIM", "Wang et al. 2004: Gaussian window of 1.5 px, 11 x 11 pixels; same data range"),
+        (
+            "FRC",
+            "Saxton and Baumeister 1982, mean over the images, which fall off to the edges as a "
+            "cosine",
+        ),
         (
             "time",
             "CPU seconds of the process to denoise all images by emdask.denoise on the CPU, "

@@ -99,8 +99,8 @@ def compare(
     -------
     xarray.Dataset
         Of dims (denoiser, snr, image): ``mse``, ``psnr`` (dB), ``ssim``.
-        Of dims (denoiser, snr, frequency), in cycles a pixel: ``frc`` to the clean images, mean
-        over the images.
+        Of dims (denoiser, snr, frequency), in cycles a pixel: ``frc`` to the clean images, which
+        fall off to the edges as a cosine, mean over the images.
         Of dims (denoiser, snr): ``seconds_per_image``, and ``learning_seconds`` for all images
         together where a method learns, both CPU time after a first call that does not count;
         ``peak_memory_MB``, what learning and denoising added to the process; ``parameters``;
@@ -302,7 +302,7 @@ def _judge(result: _Result, clean: Images, data_range: float | None) -> dict[str
         "mse": mse(images, clean),
         "psnr": psnr(images, clean, data_range=data_range),
         "ssim": ssim(images, clean, data_range=data_range),
-        "frc": frc(images, clean)[1].mean(axis=0),
+        "frc": frc(images, clean, taper=1.0)[1].mean(axis=0),
         "picture": middle(images[0]),
         "seconds_per_image": result.cost.cpu_s / len(clean),
         "learning_seconds": result.learning_s,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from emdask.checks import sentence
+from emdask.checks import check_number, sentence
 from emdask.errors import StackError
 from emdask.kernels.fourier import (
     frequency_grid,
@@ -141,13 +141,17 @@ def _ssim(images: Any, clean: Any, data_range: Any) -> Any:
     return (similar / ((mean_x**2 + mean_y**2 + c1) * (variances + c2))).mean(axis=AXES)
 
 
-def frc(images: Any, clean: Any) -> tuple[Any, Any]:
+def frc(images: Any, clean: Any, *, taper: float = 0.0) -> tuple[Any, Any]:
     """Return the Fourier ring correlation of each image and its clean one.
 
     Parameters
     ----------
     images, clean : array, shape (..., h, w)
         Images to be compared, ring by ring of their Fourier transforms.
+    taper
+        Share of each side, from 0 to 1, along which the images less their mean fall off to 0 at
+        the edges, as a cosine. What differs at opposite edges is a step to the Fourier transform,
+        which two images share at high frequencies where they have nothing else in common.
 
     Returns
     -------
@@ -156,6 +160,11 @@ def frc(images: Any, clean: Any) -> tuple[Any, Any]:
     correlation : float64 array, shape (..., r)
         In [-1, 1]; 0 where one of the images has no power. Of xarray images the last dim is
         ``frequency``, with its coordinate.
+
+    Raises
+    ------
+    ParameterError
+        If the taper is out of range.
 
     Notes
     -----
@@ -169,12 +178,26 @@ def frc(images: Any, clean: Any) -> tuple[Any, Any]:
     >>> correlation.shape, bool(correlation.min() > 0.999)
     ((2, 8), True)
     """
+    check_number("frc", "taper", taper, 0, 1)
     frequency = ring_frequencies(images.shape[-2:])
     signature = "(h,w),(h,w)->(frequency)"
-    correlation = _map(radial_correlation, signature, images, clean, frequency=len(frequency))
+    correlate = partial(_correlate, taper=taper)
+    correlation = _map(correlate, signature, images, clean, frequency=len(frequency))
     if isinstance(correlation, xr.DataArray):
         correlation = correlation.assign_coords(frequency=frequency)
     return frequency, correlation
+
+
+def _correlate(images: Any, clean: Any, taper: float) -> Any:
+    return radial_correlation(*(_fall_off(pixels, taper) for pixels in (images, clean)))
+
+
+def _fall_off(images: Any, taper: float) -> Any:
+    """Less its mean, each image falls off to 0 at its edges."""
+    from scipy.signal.windows import tukey
+
+    window = np.outer(*(tukey(length, taper) for length in images.shape[-2:]))
+    return (images - images.mean(axis=AXES, keepdims=True, dtype=np.float64)) * window
 
 
 def frc_resolution(frequency: Any, correlation: Any, *, threshold: float = 0.5) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from emdask.errors import StackError
+from emdask.errors import ParameterError, StackError
 from emdask.metrics import (
     affine_fit,
     frc,
@@ -117,6 +117,24 @@ def test_frc_of_signal_and_noise_has_the_value_of_its_snr(rng):
     clean, noise = rng.normal(size=(2, 20, 128, 128))
     correlation = frc(clean + 2 * noise, clean)[1].mean()
     assert correlation == pytest.approx(np.sqrt(1 / 5), abs=0.01)
+
+
+def test_a_taper_takes_away_the_step_between_opposite_edges(rng):
+    """A ramp is a step to the Fourier transform, and the same one in both images."""
+    ramp = np.linspace(0, 30, 64) * np.ones((64, 1))
+    one, two = rng.normal(size=(2, 10, 64, 64))
+    assert frc(ramp + one, ramp + two)[1][:, 20:].mean() > 0.1
+    assert abs(frc(ramp + one, ramp + two, taper=1)[1][:, 20:].mean()) < 0.02
+    with pytest.raises(ParameterError, match=r"taper must be a number in \[0, 1\]; got 2"):
+        frc(ramp, ramp, taper=2)
+
+
+def test_a_taper_is_a_cosine_and_scales_with_the_side(rng):
+    image, other = rng.normal(size=(2, 33, 20))
+    y, x = (np.sin(np.pi * np.arange(n) / (n - 1)) ** 2 for n in (33, 20))
+    window = y[:, None] * x
+    by_hand = frc((image - image.mean()) * window, (other - other.mean()) * window)[1]
+    np.testing.assert_allclose(frc(image, other, taper=1.0)[1], by_hand, atol=1e-12)
 
 
 def test_frc_resolution_interpolates_between_rings():
