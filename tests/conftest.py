@@ -58,6 +58,7 @@ def cuda_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         pytest.skip(reason)
     # A card transforms 4 million pixels at once, however few there are: half a second here.
     monkeypatch.setattr("emdask.kernels.scales.TRANSFORM_PIXELS", 1 << 12)
+    monkeypatch.setattr("emdask.kernels.tight_frame.COEFFICIENTS_ON_CARD", 1 << 18)
     with cupy_on_host.installed(cupy_on_host.Card()) as card:
         yield card
 

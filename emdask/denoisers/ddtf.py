@@ -27,8 +27,8 @@ PATCH_PX = (4, 16)
 MOST_SCALES = 5
 # What was best on simulated particles and on photographs; see benchmarks/results/ddtf.md.
 PREVAILING_NOISE_SNR = 1.0
-NOISY_SCALES = 3
-CLEAR_SCALES = 2
+NOISY_SCALES, NOISY_DETAIL = 3, 3.3
+CLEAR_SCALES, CLEAR_DETAIL = 2, 2.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,12 +273,12 @@ def check_model(model: xr.Dataset, params: Ddtf) -> None:
 def _denoise_by_stack(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
     """Denoise images of unit noise in the frames of the stack."""
     result = array_namespace(unit).empty(unit.shape, np.float32)
-    for chosen, n_scales, noise_prevails in choose_scales(unit, params):
+    for chosen, n_scales, threshold in choose_scales(unit, params):
         result[chosen] = denoise_images(
             unit[chosen],
             model["atoms"].values[:n_scales],
+            detail_threshold=threshold,
             strength=params.strength,
-            noise_prevails=noise_prevails,
         )
     return result
 
@@ -295,7 +295,7 @@ def _denoise_by_image(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
     return result
 
 
-def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, bool]]:
+def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, float]]:
     """Say at how many resolutions each image is denoised, each image judged by itself.
 
     Parameters
@@ -307,19 +307,19 @@ def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, bool]]:
 
     Returns
     -------
-    list of (indices, n_scales, noise_prevails)
+    list of (indices, n_scales, detail_threshold)
         Each image is in one of them.
     """
     xp = array_namespace(unit)
     noisy = estimate_snr(unit, xp.ones(len(unit))) < PREVAILING_NOISE_SNR
     groups = [
-        (xp.flatnonzero(noisy), NOISY_SCALES, True),
-        (xp.flatnonzero(~noisy), CLEAR_SCALES, False),
+        (xp.flatnonzero(noisy), NOISY_SCALES, NOISY_DETAIL),
+        (xp.flatnonzero(~noisy), CLEAR_SCALES, CLEAR_DETAIL),
     ]
     given = params.n_scales
     return [
-        (chosen, n_scales if given == "auto" else given, noise_prevails)
-        for chosen, n_scales, noise_prevails in groups
+        (chosen, n_scales if given == "auto" else given, threshold)
+        for chosen, n_scales, threshold in groups
         if chosen.size
     ]
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from emdask.backend import array_namespace
-from emdask.kernels.scales import double, halve, has_coarser_scale, merge_scales
+from emdask.kernels.scales import halve, has_coarser_scale, merge_scales
 
 __all__ = [
     "LearntFrame",
@@ -38,6 +38,8 @@ Doubles = npt.NDArray[np.float64]
 # when an image is denoised.
 LEARNING_THRESHOLD = 3.5
 THRESHOLD = 2.7
+# Wiener filters at the coarsest resolution, each guided by the last.
+N_WIENER = 2
 # Learning ends when the objective of a step falls by less than this share of what patches hold.
 LEAST_PROGRESS = 1e-6
 # Pull towards the last frame, relative to the patches: it decides where the patches do not.
@@ -178,13 +180,13 @@ def _take_step(
 
 
 def denoise_images(
-    noisy: Any, frames: Any, *, strength: float = 1.0, noise_prevails: bool = True
+    noisy: Any, frames: Any, *, detail_threshold: float = THRESHOLD, strength: float = 1.0
 ) -> Any:
     """Denoise images at several resolutions, from coarse to fine.
 
-    At the coarsest one coefficients are thresholded, and that estimate is the pilot of a Wiener
-    filter in the same frame. At the finer ones the estimate of the coarser one is the pilot, and in
-    the end its low frequencies take the place of those of the finer one.
+    At each one coefficients are thresholded, and that estimate is the pilot of a Wiener filter in
+    the same frame; at the coarsest one the result is the pilot of a second one. At the finer ones
+    the low frequencies of pilot and result are those of the coarser one.
 
     Parameters
     ----------
@@ -193,11 +195,11 @@ def denoise_images(
     frames
         Frame of each resolution, the finest first, (n_scales, d, d) float32. Resolutions at which
         an image has less than two patches a side are left out.
+    detail_threshold
+        Least size of a coefficient of the pilots at the finer resolutions, in units of the noise
+        that is assumed; at the coarsest one it is `THRESHOLD`.
     strength
         Noise that is assumed, relative to that of the images.
-    noise_prevails
-        Pilots of the finer resolutions have no detail of their own, as it would be noise, and at
-        the coarsest one the Wiener filter is taken twice. Else thresholding adds the detail.
 
     Returns
     -------
@@ -214,28 +216,25 @@ def denoise_images(
     xp = array_namespace(noisy)
     frames = xp.asarray(frames)
     if xp is not np:
-        return _refine(noisy, frames, strength, noise_prevails)
+        return _refine(noisy, frames, detail_threshold, strength)
     # One by one, an image stays in the processor's cache, and its rounding is its own.
     result = np.empty(noisy.shape, np.float32)
     for i in range(len(noisy)):
-        result[i] = _refine(noisy[i : i + 1], frames, strength, noise_prevails)[0]
+        result[i] = _refine(noisy[i : i + 1], frames, detail_threshold, strength)[0]
     return result
 
 
-def _refine(noisy: Any, frames: Any, strength: float, noise_prevails: bool) -> Any:
-    """Denoise at half the resolution first, and then by that estimate."""
-    atoms, shape = frames[0], noisy.shape[1:]
-    if len(frames) == 1 or not has_coarser_scale(shape, math.isqrt(len(atoms))):
+def _refine(noisy: Any, frames: Any, detail_threshold: float, strength: float) -> Any:
+    """Denoise at half the resolution first, and then with its help."""
+    atoms = frames[0]
+    if len(frames) == 1 or not has_coarser_scale(noisy.shape[1:], math.isqrt(len(atoms))):
         estimate = threshold_images(noisy, atoms, threshold=THRESHOLD * strength)
-        for _ in range(2 if noise_prevails else 1):
+        for _ in range(N_WIENER):
             estimate = wiener_images(noisy, estimate, atoms, noise=strength)
         return estimate
-    coarse = _refine(halve(noisy), frames[1:], strength, noise_prevails)
-    if noise_prevails:
-        pilots = double(coarse, shape)
-    else:
-        detail = threshold_images(noisy, atoms, threshold=THRESHOLD * strength)
-        pilots = merge_scales(detail, coarse)
+    coarse = _refine(halve(noisy), frames[1:], detail_threshold, strength)
+    detail = threshold_images(noisy, atoms, threshold=detail_threshold * strength)
+    pilots = merge_scales(detail, coarse)
     return merge_scales(wiener_images(noisy, pilots, atoms, noise=strength), coarse)
 
 
