@@ -118,6 +118,7 @@ def test_a_table_of_controls_alone_has_a_page(table, tmp_path):
     controls = table.isel(denoiser=slice(2), snr=[0])
     page = write_comparison(controls, tmp_path / "c.html").read_text(encoding="utf-8")
     assert "denoised by 0 methods" in page
+    assert page.count("<svg") == 1
     assert "What failed" not in page
     assert "Learning from" not in page
 
