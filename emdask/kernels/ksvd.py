@@ -49,8 +49,14 @@ N_POWERS = 2
 # Atoms that so few patches use, or that are so near to another one, are replaced.
 FEWEST_USES = 3
 LARGEST_PRODUCT = 0.99
-# A coarser scale has at least so many patches side by side.
-LEAST_PATCHES_ACROSS = 4
+# Fewer patches for each atom, and atoms learn the noise of their patches: the dictionary is smaller
+# then, and below the fewest atoms cosines are better.
+PATCHES_PER_ATOM = 16
+FEWEST_ATOMS = 24
+# A coarser scale has at least so many patches side by side. With fewer than enough its estimate is
+# poor, but does for one half.
+LEAST_PATCHES_ACROSS = 2
+ENOUGH_PATCHES_ACROSS = 4
 
 
 def cosine_atoms(n_atoms: int, patch_px: int) -> Floats:
@@ -94,7 +100,7 @@ def learn_atoms(patches: Floats, *, n_atoms: int, patch_px: int, n_iterations: i
         Square patches of unit noise, one a row, (m, patch_px**2). Their means are taken away; those
         that are then no more than noise teach nothing.
     n_atoms
-        Size of the dictionary.
+        Size of the dictionary, where there are enough patches.
     patch_px
         Side of a patch, px.
     n_iterations
@@ -103,22 +109,25 @@ def learn_atoms(patches: Floats, *, n_atoms: int, patch_px: int, n_iterations: i
     Returns
     -------
     (n_atoms, patch_px**2) float32
-        Atoms of unit norm.
+        Atoms of unit norm; zeros beyond one atom for `PATCHES_PER_ATOM` patches that teach.
 
     Examples
     --------
     >>> learn_atoms(np.zeros((0, 16)), n_atoms=25, patch_px=4, n_iterations=10).shape
     (25, 16)
     """
-    atoms = cosine_atoms(n_atoms, patch_px)
     patches = patches - patches.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
     tolerance = LEARN_GAIN**2 * patch_px**2
     patches = patches[np.einsum("md,md->m", patches, patches) > tolerance]
-    for _ in range(n_iterations if len(patches) else 0):
+    n_learnt = min(n_atoms, len(patches) // PATCHES_PER_ATOM)
+    if n_learnt < min(n_atoms, FEWEST_ATOMS) or n_iterations == 0:
+        return cosine_atoms(n_atoms, patch_px)
+    atoms = cosine_atoms(n_learnt, patch_px)
+    for _ in range(n_iterations):
         codes = code_patches(patches, atoms, tolerance=tolerance, max_atoms=MOST_ATOMS_IN_USE)
         atoms, uses, errors = improve_atoms(patches, atoms, codes, n_powers=N_POWERS)
         atoms = replace_atoms(atoms, patches, uses, errors)
-    return atoms
+    return np.pad(atoms, [(0, n_atoms - n_learnt), (0, 0)])
 
 
 def replace_atoms(
@@ -178,7 +187,7 @@ def list_scales(images: Array, n_scales: int, patch_px: int) -> list[Array]:
     Examples
     --------
     >>> [scale.shape[1] for scale in list_scales(np.zeros((1, 128, 128)), 5, 8)]
-    [128, 64, 32]
+    [128, 64, 32, 16]
     """
     scales = [images]
     room = LEAST_PATCHES_ACROSS * patch_px
@@ -208,6 +217,8 @@ def denoise_unit_noise(
 
     The coarsest scale is denoised as Elad and Aharon do. At each finer scale the estimate of the
     coarser one is subtracted first: what is left is weak but at fine detail, and needs few atoms.
+    Where the coarser one is but a few patches across, the result is averaged with an estimate of
+    the finer scale by itself.
 
     Parameters
     ----------
@@ -226,13 +237,16 @@ def denoise_unit_noise(
     """
     patch_px = math.isqrt(atoms.shape[2])
     scales = list_scales(_enlarge(images, patch_px), n_scales, patch_px)
-    settings: dict[str, Any] = {"blend": BLEND, "max_atoms": MOST_ATOMS_IN_USE}
+    code = functools.partial(denoise_images, blend=BLEND, max_atoms=MOST_ATOMS_IN_USE)
     last = len(scales) - 1
-    estimate = denoise_images(scales[last], atoms[last], gain=CODE_GAIN, **settings)
+    estimate = code(scales[last], atoms[last], gain=CODE_GAIN)
     for noisy, dictionary in reversed(list(zip(scales[:last], atoms, strict=False))):
+        is_small = min(estimate.shape[1:]) < ENOUGH_PATCHES_ACROSS * patch_px
         smooth = _each(functools.partial(double, shape=noisy.shape[1:]), estimate)
-        detail = denoise_images(noisy - smooth, dictionary, gain=REFINE_GAIN, **settings)
+        detail = code(noisy - smooth, dictionary, gain=REFINE_GAIN)
         estimate = _each(merge_scales, smooth + detail, estimate)
+        if is_small:
+            estimate = (estimate + code(noisy, dictionary, gain=CODE_GAIN)) / 2
     return estimate[:, : images.shape[1], : images.shape[2]]
 
 

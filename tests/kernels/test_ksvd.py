@@ -96,16 +96,25 @@ def test_learning_needs_fewer_atoms(rng: np.random.Generator) -> None:
 
 
 def test_patches_that_are_noise_teach_nothing(rng: np.random.Generator) -> None:
-    faint = (0.5 * rng.normal(size=(50, 25)) + rng.uniform(-9, 9, (50, 1))).astype(np.float32)
+    faint = (0.5 * rng.normal(size=(900, 25)) + rng.uniform(-9, 9, (900, 1))).astype(np.float32)
     sizes = {"n_atoms": 36, "patch_px": 5, "n_iterations": 3}
     np.testing.assert_array_equal(learn_atoms(faint, **sizes), cosine_atoms(36, 5))
-    strong = np.concatenate([faint, 5 * rng.normal(size=(60, 25)).astype(np.float32)])
-    without = learn_atoms(strong[50:], **sizes)
-    np.testing.assert_allclose(learn_atoms(strong, **sizes), without, atol=1e-6)
+    strong = 5 * rng.normal(size=(600, 25)).astype(np.float32)
+    both = learn_atoms(np.concatenate([faint, strong]), **sizes)
+    np.testing.assert_allclose(both, learn_atoms(strong, **sizes), atol=1e-6)
+    assert np.abs(both - cosine_atoms(36, 5)).max() > 0.1
+
+
+def test_few_patches_teach_few_atoms(rng: np.random.Generator) -> None:
+    strong = 5 * rng.normal(size=(600, 25)).astype(np.float32)
+    sizes = {"n_atoms": 64, "patch_px": 5, "n_iterations": 2}
+    atoms = learn_atoms(strong, **sizes)
+    np.testing.assert_allclose(np.linalg.norm(atoms, axis=1), np.arange(64) < 37, atol=1e-5)
+    np.testing.assert_array_equal(learn_atoms(strong[:380], **sizes), cosine_atoms(64, 5))
 
 
 def test_scales_stop_where_patches_have_no_room() -> None:
-    for side, expected in ((63, [63]), (64, [64, 32]), (200, [200, 100, 50])):
+    for side, expected in ((31, [31]), (32, [32, 16]), (200, [200, 100, 50, 25])):
         scales = list_scales(np.zeros((1, side, 300), np.float32), 4, 8)
         assert [scale.shape[1] for scale in scales] == expected
 
@@ -120,9 +129,9 @@ def recording(calls: list[Any]) -> Any:
 
 def test_fine_scales_code_what_coarse_ones_leave(rng: np.random.Generator) -> None:
     images = rng.normal(size=(2, 64, 66)).astype(np.float32)
-    atoms = rng.normal(size=(3, 5, 64)).astype(np.float32)
+    atoms = rng.normal(size=(2, 5, 64)).astype(np.float32)
     calls: list[Any] = []
-    result = denoise_unit_noise(images, atoms, n_scales=3, denoise_images=recording(calls))
+    result = denoise_unit_noise(images, atoms, n_scales=2, denoise_images=recording(calls))
     coarse, fine = calls
     half = np.stack([halve(image) for image in images])
     np.testing.assert_allclose(coarse[0], half, atol=1e-6)
@@ -133,6 +142,20 @@ def test_fine_scales_code_what_coarse_ones_leave(rng: np.random.Generator) -> No
     assert (coarse[2]["gain"], fine[2]["gain"]) == (ksvd.CODE_GAIN, ksvd.REFINE_GAIN)
     expected = merge_scales(smooth + (images - smooth) / 2, half / 2)
     np.testing.assert_allclose(result, expected, atol=1e-5)
+
+
+def test_estimates_of_few_patches_count_for_one_half(rng: np.random.Generator) -> None:
+    images = rng.normal(size=(1, 40, 44)).astype(np.float32)
+    calls: list[Any] = []
+    atoms = np.zeros((2, 4, 64), np.float32)
+    result = denoise_unit_noise(images, atoms, n_scales=3, denoise_images=recording(calls))
+    gains = [settings["gain"] for _, _, settings in calls]
+    assert gains == [ksvd.CODE_GAIN, ksvd.REFINE_GAIN, ksvd.CODE_GAIN]
+    np.testing.assert_array_equal(calls[2][0], images)
+    half = halve(images[0]) / 2
+    smooth = double(half, (40, 44))
+    refined = merge_scales(smooth + (images[0] - smooth) / 2, half)
+    np.testing.assert_allclose(result[0], (refined + images[0] / 2) / 2, atol=1e-5)
 
 
 def test_images_smaller_than_a_patch_are_mirrored(rng: np.random.Generator) -> None:
