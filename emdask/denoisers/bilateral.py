@@ -102,13 +102,17 @@ def denoise(images: Any, params: Bilateral) -> Any:
     """
 
     def denoise_all(units: Any) -> Any:
-        result = array_namespace(units).empty(units.shape, np.float32)
-        for i, best_px in enumerate(best_gaussian_widths(units)):
+        xp, blur = array_namespace(units), filter_namespace(units).gaussian_filter
+        result = xp.empty(units.shape, np.float32)
+        fitted = best_gaussian_widths(units)
+        # A card wants many images at a time: those that share a width.
+        for best_px in np.unique(fitted):
+            chosen = xp.asarray(np.flatnonzero(fitted == best_px))
             width_px = _known(params.width_px, min(WIDEST_PX, RELATIVE_WIDTH * best_px))
             guide_px = _known(params.guide_px, RELATIVE_GUIDE * best_px)
-            guide = filter_namespace(units).gaussian_filter(units[i], guide_px)
-            noise = gaussian_noise(guide_px)
-            result[i] = filter_image(units[i], guide, width_px, params.strength * RANGE * noise)
+            guides = blur(units[chosen], (0, guide_px, guide_px))
+            range_width = params.strength * RANGE * gaussian_noise(guide_px)
+            result[chosen] = filter_images(units[chosen], guides, width_px, range_width)
         return result
 
     return denoise_at_unit_noise(images, params.sigma, denoise_all)
@@ -118,50 +122,54 @@ def _known(given: Any, fitted: float) -> float:
     return float(fitted if given == "auto" else given)
 
 
-def filter_image(image: Any, guide: Any, width_px: float, range_width: float) -> Any:
-    """Apply the bilateral filter to one image, which continues as its mirror image.
+def filter_images(images: Any, guides: Any, width_px: float, range_width: float) -> Any:
+    """Apply the bilateral filter to images, which continue as their mirror images.
 
     Parameters
     ----------
-    image
-        (h, w) float32.
-    guide
-        Image in which grey levels are compared, (h, w) float32.
+    images
+        (n, h, w) float32.
+    guides
+        Images in which grey levels are compared, (n, h, w) float32.
     width_px
         Standard deviation of the weights of distances.
     range_width
-        Standard deviation of the weights of differences, in grey levels of the guide.
+        Standard deviation of the weights of differences, in grey levels of the guides.
 
     Returns
     -------
-    (h, w) float32
+    (n, h, w) float32
 
     Examples
     --------
-    >>> step = np.repeat(np.array([[0, 0, 9, 9]], "f4"), 4, axis=0)
-    >>> bool(abs(filter_image(step, step, 1.0, 1.0) - step).max() < 1e-5)
+    >>> steps = np.repeat(np.array([[[0, 0, 9, 9]]], "f4"), 4, axis=1)
+    >>> bool(abs(filter_images(steps, steps, 1.0, 1.0) - steps).max() < 1e-5)
     True
     """
-    xp = array_namespace(image)
+    xp = array_namespace(images)
     radius = int(TRUNCATE * width_px + 0.5)
-    both = xp.pad(xp.stack([image, guide]), ((0, 0), (radius,) * 2, (radius,) * 2), "symmetric")
-    rows = max(1, BAND_PIXELS // image.shape[1]) if xp is np else len(image)
-    result = xp.empty_like(image)
-    for top in range(0, len(image), rows):
-        band = both[:, top : min(top + rows, len(image)) + 2 * radius]
-        result[top : top + rows] = _filter_band(band, radius, width_px, range_width)
+    margins = ((0, 0), (0, 0), (radius, radius), (radius, radius))
+    both = xp.pad(xp.stack([images, guides]), margins, "symmetric")
+    if xp is not np:
+        return _filter_inside(both, radius, width_px, range_width)
+    rows = max(1, BAND_PIXELS // images.shape[2])
+    result = np.empty_like(images)
+    for i, top in np.ndindex(len(images), -(-images.shape[1] // rows)):
+        band = both[:, i, top * rows : min((top + 1) * rows, images.shape[1]) + 2 * radius]
+        inside = _filter_inside(band, radius, width_px, range_width)
+        result[i, top * rows : (top + 1) * rows] = inside
     return result
 
 
-def _filter_band(both: Any, radius: int, width_px: float, range_width: float) -> Any:
-    """Filter the middle of an image and its guide, (2, h, w), that have a margin."""
+def _filter_inside(both: Any, radius: int, width_px: float, range_width: float) -> Any:
+    """Filter what is inside the margin of images and their guides, (2, ..., h, w)."""
     xp = array_namespace(both)
-    height, width = (length - 2 * radius for length in both.shape[1:])
-    centre = both[1, radius : radius + height, radius : radius + width]
+    height, width = (length - 2 * radius for length in both.shape[-2:])
+    centre = both[1, ..., radius : radius + height, radius : radius + width]
     total, weights = xp.zeros_like(centre), xp.zeros_like(centre)
     for dy in range(2 * radius + 1):
         for dx in range(2 * radius + 1):
-            image, guide = both[:, dy : dy + height, dx : dx + width]
+            image, guide = both[..., dy : dy + height, dx : dx + width]
             distance = (dy - radius) ** 2 + (dx - radius) ** 2
             difference = guide - centre
             weight = difference * difference * (-0.5 / range_width**2)

@@ -49,7 +49,7 @@ class Median:
     5
     >>> Median(size_px=0)
     Traceback (most recent call last):
-    emdask.errors.ParameterError: median: size_px must be "auto" or an odd integer in [1, 99]; ...
+    emdask.errors.ParameterError: median: size_px must be "auto" or an odd integer in [1, 49]; ...
     """
 
     size_px: Literal["auto"] | int = parameter(
@@ -60,7 +60,7 @@ class Median:
     )
 
     def __post_init__(self) -> None:
-        check_window("median", "size_px", self.size_px, 99, auto=True)
+        check_window("median", "size_px", self.size_px, 49, auto=True)
         check_sigma("median", self.sigma)
 
 

@@ -66,7 +66,7 @@ def images(rng: np.random.Generator) -> Floats:
         (
             "median",
             {"size_px": 101},
-            'size_px must be "auto" or an odd integer in .1, 99.; got 101',
+            'size_px must be "auto" or an odd integer in .1, 49.; got 51',
         ),
         ("bilateral", {"guide_px": -1}, 'guide_px must be "auto" or a number'),
         ("bilateral", {"strength": 0}, "strength must be a number in"),
