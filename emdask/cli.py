@@ -423,9 +423,9 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME...",
-            help="With parameters: nl_means:strength=0.8,window_px=21. To try several values and "
-            "keep the best: 'nl_means:strength=0.5|1|2'. (Default: all that remove noise, with "
-            "their defaults.)",
+            help="As bm3d ksvd ddtf; with parameters, as nl_means:strength=0.8,window_px=21; "
+            "'nl_means:strength=0.5|1|2' tries each and keeps the best. (Default: all that remove "
+            "noise, with their defaults.)",
             show_default=False,
         ),
     ] = None,
@@ -439,7 +439,8 @@ def compare(
 ) -> None:
     """Add noise to clean images, denoise them by each method, and measure against the truth.
 
-    One method after another on one core: all of them at six SNRs take some minutes.
+    One method after another on one core: 16 images of 128 x 128 pixels at six SNRs take all of
+    them together about four minutes.
     """
     from emdask.compare_command import compare_files
 
