@@ -165,3 +165,21 @@ def test_stages_of_a_card_run_on_the_stand_in(
     assert read.dtype == np.int8
     assert made.dtype == np.float32
     np.testing.assert_array_equal(made, read)
+
+
+def test_ksvd_prints_every_table(tmp_path: Path) -> None:
+    out = tmp_path / "ksvd.md"
+    printed = run("ksvd", "--quick", "--images", "3", "--out", str(out))
+    for title in ("learning and denoising", "the last pass", "Stacks", "What settings give"):
+        assert title in printed
+    assert printed.count("best Gaussian") == 3
+    assert out.read_text().rstrip() == printed.rstrip()
+
+
+def test_patches_of_a_peer_are_put_back_and_averaged(load: Callable[[str], ModuleType]) -> None:
+    ksvd = load("ksvd")
+    image = np.arange(400, dtype=np.float32).reshape(1, 20, 20)
+    row = ksvd.Input(name="", clean=image, noisy=image, sigma=2.0, data_range=1.0)
+    result = ksvd.code_image(row, 1.0, np.eye(64), lambda patches, atoms, tolerance: patches)
+    np.testing.assert_allclose(result, image, rtol=1e-6)
+    assert ksvd.draw_patches(row).shape == (169, 64)
