@@ -65,7 +65,7 @@ def images(rng: np.random.Generator) -> Floats:
         ("mean", {"size_px": 3.0}, "got 3.0"),
         (
             "median",
-            {"size_px": 101},
+            {"size_px": 51},
             'size_px must be "auto" or an odd integer in .1, 49.; got 51',
         ),
         ("bilateral", {"guide_px": -1}, 'guide_px must be "auto" or a number'),
