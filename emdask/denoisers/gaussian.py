@@ -33,8 +33,8 @@ class Gaussian:
     Notes
     -----
     The width is that of the least unbiased estimate of the risk (Stein, Annals of Statistics 9
-    (1981) 1135-1151), exact for linear filters: PSNR was within 0.1 dB of the best width's on
-    particles of SNR 0.05 to 1. Noise that is not white makes it too narrow.
+    (1981) 1135-1151), exact for linear filters: PSNR was within 0.15 dB of the best width's
+    on particles of SNR 0.05 to 1. Noise that is not white makes it too narrow.
 
     Examples
     --------
