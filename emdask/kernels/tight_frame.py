@@ -42,8 +42,9 @@ THRESHOLD = 2.7
 N_WIENER = 2
 # Learning ends when the objective of a step falls by less than this share of what patches hold.
 LEAST_PROGRESS = 1e-6
-# Pull towards the last frame, relative to the patches: it decides where the patches do not.
-INERTIA = 1e-6
+# The first frame counts as much as if each of its atoms had been found in so many patches, just
+# above the threshold: an atom found in one or two would be their noise.
+PRIOR_COEFFICIENTS = 4
 # Coefficients of the patches in work at once: what a core's cache holds, and what fills a card.
 COEFFICIENTS_AT_ONCE = 1 << 18
 COEFFICIENTS_ON_CARD = 1 << 24
@@ -60,8 +61,7 @@ class LearntFrame(NamedTuple):
     atoms
         Rows are atoms, pixels row by row; (d, d) float32. The first is constant.
     objective
-        After each step, per patch: squared distance of the patches from their sparse
-        approximations, and the threshold squared times the number of coefficients; falls.
+        Before each step, per patch: what `learn_frame` minimises; falls.
     """
 
     atoms: Floats
@@ -96,10 +96,11 @@ def cosine_frame(patch_px: int) -> Doubles:
 def learn_frame(patches: Floats, *, threshold: float, n_iterations: int) -> LearntFrame:
     """Learn the frame in which patches are sparse.
 
-    Minimises ``sum |g - D v|^2 + threshold^2 |v|_0`` over the sparse coefficients v of each patch g
-    and the orthogonal D, in turn: v are the coefficients above the threshold, D follows from the
-    singular vectors of ``sum g v^T``. Steps are prolonged as in Nesterov's method; if the objective
-    rises the next step starts from the best frame without it.
+    Minimises ``sum |g - D v|^2 + t^2 |v|_0 + c t^2 |D - D_0|^2`` over the sparse coefficients v of
+    each patch g and the orthogonal D, in turn: v are the coefficients above the threshold t, D
+    follows from the singular vectors of ``sum g v^T + c t^2 D_0``, where D_0 is the cosine frame
+    and c is `PRIOR_COEFFICIENTS`. Steps are prolonged as in Nesterov's method; if that raises the
+    objective, the next step starts from the last frame itself.
 
     Parameters
     ----------
@@ -129,7 +130,7 @@ def learn_frame(patches: Floats, *, threshold: float, n_iterations: int) -> Lear
     start = cosine_frame(math.isqrt(patches.shape[1]))
     # Without their means patches have one coordinate less, and no atom can leave that space.
     signals = patches @ start[1:].T.astype(np.float32)
-    power = float(np.einsum("ij,ij->", signals, signals, dtype=np.float64)) / max(1, len(signals))
+    power = float(np.einsum("ij,ij->", signals, signals, dtype=np.float64))
     turn, objective = np.eye(len(start) - 1), [np.inf]
     ahead, momentum = turn, 0
     for _ in range(n_iterations):
@@ -141,11 +142,11 @@ def learn_frame(patches: Floats, *, threshold: float, n_iterations: int) -> Lear
         progress = objective[-2] - value
         if power == 0 or progress <= LEAST_PROGRESS * power:
             break
-        last, turn = turn, nearest_rotation(moments + INERTIA * power * len(signals) * ahead)
+        last, turn = turn, nearest_rotation(moments)
         ahead = nearest_rotation(turn + momentum / (momentum + 3) * (turn - last))
         momentum += 1
     atoms = np.concatenate([start[:1], turn @ start[1:]])
-    return LearntFrame(atoms.astype(np.float32), np.asarray(objective[1:]))
+    return LearntFrame(atoms.astype(np.float32), np.array(objective[1:]) / max(1, len(signals)))
 
 
 def nearest_rotation(matrix: Doubles) -> Doubles:
@@ -164,16 +165,16 @@ def nearest_rotation(matrix: Doubles) -> Doubles:
 def _take_step(
     signals: Floats, rotation: Doubles, threshold: float, power: float
 ) -> tuple[float, Doubles]:
-    """Sparse coefficients in a frame: objective per patch, and sums of coefficient times signal."""
+    """Sparse coefficients in a frame: the objective, and what the next frame follows from."""
     coefficients = signals @ rotation.T.astype(np.float32)
     kept = np.abs(coefficients) >= threshold
     coefficients *= kept
     some = np.flatnonzero(kept.any(axis=1))
     coefficients = coefficients[some]
-    explained = np.einsum("ij,ij->", coefficients, coefficients, dtype=np.float64)
-    penalty = threshold**2 * np.count_nonzero(kept)
-    value = power - float(explained - penalty) / max(1, len(signals))
-    return value, (coefficients.T @ signals[some]).astype(np.float64)
+    explained = float(np.einsum("ij,ij->", coefficients, coefficients, dtype=np.float64))
+    first, prior = np.eye(len(rotation)), PRIOR_COEFFICIENTS * threshold**2
+    penalty = threshold**2 * np.count_nonzero(kept) + prior * np.sum((rotation - first) ** 2)
+    return power - explained + penalty, coefficients.T @ signals[some] + prior * first
 
 
 # --- Denoising ------------------------------------------------------------------------------------

@@ -37,12 +37,14 @@ def sparse_patches(atoms: Floats, n: int, rng: np.random.Generator) -> Floats:
 
 
 def slow_objective(patches: Floats, atoms: Floats, threshold: float) -> float:
-    """Per patch, for the best coefficients."""
+    """Per patch, for the best coefficients; with what it costs to leave the cosine frame."""
     signals = patches - patches.mean(axis=1, keepdims=True)
     coefficients = signals @ atoms[1:].T.astype(float)
     coefficients[np.abs(coefficients) < threshold] = 0
     error = ((signals - coefficients @ atoms[1:]) ** 2).sum()
-    return float(error + threshold**2 * np.count_nonzero(coefficients)) / len(patches)
+    turned = ((atoms - cosine_frame(int(np.sqrt(len(atoms))))) ** 2).sum()
+    cost = np.count_nonzero(coefficients) + tight_frame.PRIOR_COEFFICIENTS * turned
+    return float(error + threshold**2 * cost) / len(patches)
 
 
 def slow_filter(image: Floats, atoms: Floats, gains_of: Any, pilot: Floats | None = None) -> Floats:
@@ -147,6 +149,15 @@ def test_learning_stops_where_nothing_changes(rng: np.random.Generator) -> None:
     assert len(learn_frame(known, threshold=3.5, n_iterations=500).objective) < 60
     other = sparse_patches(random_frame(4, rng), 3000, rng)
     assert len(learn_frame(other, threshold=3.5, n_iterations=4).objective) == 4
+
+
+def test_an_atom_found_once_is_hardly_learnt() -> None:
+    first, second = cosine_frame(4)[1:3]
+    truth = np.cos(0.5) * first + np.sin(0.5) * second
+    for n_patches, low, high in ((1, 0.0, 0.25), (100, 0.4, 0.501)):
+        patches = np.repeat(5 * truth[None], n_patches, axis=0).astype(np.float32)
+        atom = learn_frame(patches, threshold=3.5, n_iterations=100).atoms[1]
+        assert low < np.arctan2(atom @ second, atom @ first) < high
 
 
 def test_learning_is_the_same_each_time(rng: np.random.Generator) -> None:
