@@ -183,3 +183,33 @@ def test_patches_of_a_peer_are_put_back_and_averaged(load: Callable[[str], Modul
     result = ksvd.code_image(row, 1.0, np.eye(64), lambda patches, atoms, tolerance: patches)
     np.testing.assert_allclose(result, image, rtol=1e-6)
     assert ksvd.draw_patches(row).shape == (169, 64)
+
+
+def test_ddtf_prints_every_table(tmp_path: Path) -> None:
+    out = tmp_path / "ddtf.md"
+    printed = run("ddtf", "--quick", "--out", str(out))
+    for title in (
+        *("plain port, 8 px", "best Gaussian", "the paper's method", "strength = 0.8"),
+        *("products of matrices and the rest", "A micrograph of 128 x 128"),
+    ):
+        assert title in printed
+    assert "these figures mean nothing" in printed
+    assert out.read_text().rstrip() == printed.rstrip()
+
+
+def test_ddtf_is_the_sum_of_its_parts(
+    load: Callable[[str], ModuleType], rng: np.random.Generator
+) -> None:
+    ddtf = load("ddtf")
+    images = rng.normal(size=(2, 40, 33)).astype(np.float32)
+    atoms = ddtf.learn_plain(images, 4)
+    np.testing.assert_allclose(atoms.T @ atoms, np.eye(16), atol=1e-5)
+    assert np.mean(ddtf.denoise_plain(images[0], atoms) ** 2) < 0.3
+    frames = ddtf.cosine_frames(2)
+    np.testing.assert_array_equal(
+        ddtf.pyramid(images, frames, 3.3, 2),
+        ddtf.denoise_images(images, frames, detail_threshold=3.3),
+    )
+    for symmetry in range(8):
+        turned = ddtf.turn_images(images, symmetry)
+        np.testing.assert_array_equal(ddtf.turn_back(turned, symmetry), images)
