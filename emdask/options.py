@@ -110,9 +110,16 @@ def _option(field: Any, hint: Any, method: str, *, hidden: bool) -> Any:
 
 
 def _kinds(hint: Any) -> list[str]:
-    """Names of the simple types and the words that a type hint allows, narrow ones first."""
+    """Names of the simple types and the words that a type hint allows, narrow ones first.
+
+    Arrays can be given from Python alone.
+    """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        parts = [part for part in typing.get_args(hint) if part is not type(None)]
+        parts = [
+            part
+            for part in typing.get_args(hint)
+            if part is not type(None) and typing.get_origin(part) is not tuple
+        ]
         found = [kind for part in parts for kind in _kinds(part)]
     elif typing.get_origin(hint) is typing.Literal:
         found = [str(word) for word in typing.get_args(hint)]

@@ -83,7 +83,7 @@ class RichardsonLucy:
     width_px: Literal["auto"] | float = parameter(
         "auto", "width of the sieve, a Gaussian; auto: what leaves the least error", "px"
     )
-    n_iterations: int = parameter(5, "number of iterations")
+    n_iterations: int = parameter(3, "number of iterations")
     sigma: Literal["auto"] | float = parameter(
         "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
     )

@@ -148,7 +148,8 @@ def best_cutoff(spectrum: Any, sigma: float, edge: float) -> float:
     """
     step = 1 + int((spectrum.size / SAMPLE) ** 0.5)
     sample = spectrum[::step, ::step]
-    power = np.asarray(sample if isinstance(sample, np.ndarray) else sample.get(), np.float64) ** 2
+    sample = sample if array_namespace(sample) is np else sample.get()
+    power = sample.astype(np.float64) ** 2
     rings, counts, cutoffs, gains = _candidates(spectrum.shape, step, edge)
     powers = np.bincount(rings, power.ravel(), N_RINGS)
     risks = (1 - gains) ** 2 @ powers + sigma**2 * (2 * gains @ counts)
