@@ -66,7 +66,8 @@ class Ddtf:
     Cai, Ji, Shen and Ye, "Data-driven tight frame construction and image denoising", Applied and
     Computational Harmonic Analysis 37 (2014) 89-105; Xian, Gu, Wang, Cai and others, "Data-driven
     tight frame for cryo-EM image denoising and conformational classification", IEEE GlobalSIP 2018.
-    Beyond the papers are resolutions, weights of patches, and a Wiener filter as second step.
+    Beyond the papers are resolutions, weights of patches, a Wiener filter as second step, and a
+    prior that keeps atoms which few patches show near the cosine transform.
 
     A model is a dataset of ``atoms (scale, atom, pixel)``, the finest resolution first, pixels row
     by row; ``n_learnt (scale)``, the number of patches learnt from; and ``objective (scale,

@@ -138,8 +138,9 @@ def learn_frame(patches: Floats, *, threshold: float, n_iterations: int) -> Lear
         if value > objective[-1] and momentum:
             ahead, momentum = turn, 0
             value, moments = _take_step(signals, ahead, threshold, power)
-        objective.append(value)
-        progress = objective[-2] - value
+        progress = objective[-1] - value
+        # At the end rounding may raise it.
+        objective.append(min(value, objective[-1]))
         if power == 0 or progress <= LEAST_PROGRESS * power:
             break
         last, turn = turn, nearest_rotation(moments)
