@@ -37,7 +37,7 @@ class Ksvd:
     sigma
         Standard deviation of the white noise in grey levels, or "auto": estimated image by image.
     strength
-        Noise that is taken for true, in units of ``sigma``; more than 1 smooths more.
+        Noise that is assumed, relative to ``sigma``: more removes more noise and more detail.
     scope
         "stack" learns one dictionary for all images, "image" one for each image when it is
         denoised.
@@ -56,7 +56,7 @@ class Ksvd:
         Most patches of the sample that the dictionary of a scale is learnt from; None takes 32768
         of a stack, or 262144 of an image. Those that are no more than noise teach nothing.
     seed
-        Of the sample.
+        Of the choice of patches.
 
     Raises
     ------
@@ -89,9 +89,9 @@ class Ksvd:
     sigma: Literal["auto"] | float = parameter(
         "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
     )
-    strength: float = parameter(1.0, "noise that is taken for true; more smooths more", "sigma")
+    strength: float = parameter(1.0, "noise that is assumed, relative to sigma")
     scope: Literal["stack", "image"] = parameter(
-        "stack", "whether a dictionary is learnt from the whole stack or from each image"
+        "stack", "learn from patches of all images, or from those of each image alone"
     )
     n_scales: Literal["auto"] | int = parameter(
         "auto", "resolutions, each half of the last; auto: 3, 2 or 1 by the image's SNR"
@@ -99,8 +99,8 @@ class Ksvd:
     patch_px: int = parameter(8, "side of a patch", "px")
     n_atoms: int = parameter(256, "size of the dictionary of each scale")
     n_iterations: int = parameter(10, "iterations of learning")
-    n_patches: int | None = parameter(None, "most patches that a dictionary is learnt from")
-    seed: int = parameter(0, "of the choice of patches that are learnt from")
+    n_patches: int | None = parameter(None, "most patches that are learnt from")
+    seed: int = parameter(0, "seed of the choice of patches")
 
     def __post_init__(self) -> None:
         check_sigma("ksvd", self.sigma)
