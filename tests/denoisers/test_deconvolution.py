@@ -23,6 +23,7 @@ from emdask.denoisers.wiener import Wiener
 from emdask.errors import MissingLibraryError, ParameterError
 from emdask.kernels import deconvolution
 from emdask.kernels.psf import freeze_psf, gaussian_psf, transfer_function
+from emdask.options import method_options
 from emdask.simulators import demo_particles
 
 METHODS = ("wiener", "unsupervised_wiener", "richardson_lucy")
@@ -251,6 +252,11 @@ def test_psfs_are_kept_as_plain_values(record: Any) -> None:
     result = emdask.denoise(demo_particles(n_images=1, box_px=32)[0], params[0])
     steps = json.loads(json.dumps(result.attrs["provenance"]))
     np.testing.assert_allclose(steps[-1]["parameters"]["psf"], LOPSIDED)
+
+
+def test_the_command_line_takes_words_and_numbers() -> None:
+    option = method_options("emdask.denoisers", "wiener")["psf"]
+    assert option.__metadata__[0].metavar == "float|auto|none"
 
 
 @pytest.mark.parametrize("record", RECORDS)
