@@ -391,6 +391,7 @@ def _filter_batch(
     xp = array_namespace(noisy)
     patches, coefficients, gains = work
     sums, weights = xp.zeros(noisy.shape, np.float32), xp.zeros(noisy.shape, np.float32)
+    inside = _inside(xp, layout)
     for number in range(layout.n_bands):
         first = number * layout.band
         if pilot is None:
@@ -402,7 +403,7 @@ def _filter_batch(
             xp.matmul(atoms, _gather(noisy, first, layout, patches), out=coefficients)
         coefficients *= gains
         # A gain of nothing but 0 and 1 is its own square.
-        shares = _inside(xp, number, layout) / xp.einsum("bkm,bkm->bm", gains, gains)
+        shares = inside / xp.einsum("bkm,bkm->bm", gains, gains)
         coefficients *= shares[:, None]
         xp.matmul(atoms.T, coefficients, out=patches)
         _scatter(patches, first, layout, sums)
@@ -424,11 +425,13 @@ def _wiener_gains(pilot: Any, noise: float) -> None:
     pilot[:, 0] = 1
 
 
-def _inside(xp: Any, number: int, layout: _Layout) -> Any:
-    """1 where a band has a place for a patch, else 0; (band,) float32."""
-    down = xp.arange(layout.band_rows) < layout.n_down - number * layout.band_rows
+def _inside(xp: Any, layout: _Layout) -> Any:
+    """1 where a band has a place for a patch, 0 where a row ends; (band,) float32.
+
+    Rows below the last place need no 0: what they add lies below the image.
+    """
     across = xp.arange(layout.width) < layout.n_across
-    return (down[:, None] & across).astype(np.float32).ravel()
+    return xp.tile(across.astype(np.float32), layout.band_rows)
 
 
 def _offsets(layout: _Layout) -> Iterator[int]:
