@@ -27,7 +27,15 @@ from matplotlib.image import imread
 from scipy.ndimage import gaussian_filter
 from tables import describe_machine, table, write_lines
 
-from emdask.denoisers.ddtf import METHOD, Ddtf, Samples, choose_scales, learn_frames, sample_scales
+from emdask.denoisers.ddtf import (
+    METHOD,
+    Ddtf,
+    Samples,
+    choose_scales,
+    learn_frames,
+    learns_from_stack,
+    sample_scales,
+)
 from emdask.kernels import tight_frame
 from emdask.kernels.patches import PatchSample
 from emdask.kernels.scales import halve, merge_scales
@@ -224,11 +232,17 @@ def image_by_image(denoise: Denoise) -> Denoise:
 
 def run_ours(case: Case, params: Ddtf) -> str:
     """Learn and denoise by emdask."""
-    ids = np.arange(len(case.noisy))
-    learning, model = timed(lambda: learn_frames(sample_scales(case.noisy, ids, params), params))
+    learning, model = timed(lambda: learn_from(case, params))
     noisy = case.noisy[: len(case.clean)]
     denoising, result = timed(lambda: METHOD.apply["cpu"](noisy, params, model))
     return cell(case.judge(result), learning, denoising / len(noisy))
+
+
+def learn_from(case: Case, params: Ddtf) -> Any:
+    """Frames of all images; None where each image is learnt from alone."""
+    if not learns_from_stack(params):
+        return None
+    return learn_frames(sample_scales(case.noisy, np.arange(len(case.noisy)), params), params)
 
 
 def cell(value: float, learning: float, denoising: float) -> str:

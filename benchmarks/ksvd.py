@@ -146,8 +146,7 @@ def warm_up(row: Input) -> None:
 
 def denoise_alone(images: Floats, params: Ksvd) -> Floats:
     """Denoise each image by its own dictionary."""
-    nothing = sample_scales(images, np.arange(len(images)), params)
-    return denoise_cpu(images, params, learn_dictionaries(nothing, params))
+    return denoise_cpu(images, params, None)
 
 
 def best_gaussian(row: Input, n: int | None = None) -> str:

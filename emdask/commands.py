@@ -37,7 +37,7 @@ from emdask.io import (
     save_model,
     save_stack,
 )
-from emdask.method import Method, about, find_method, list_methods
+from emdask.method import Method, about, find_method, learns, list_methods, resolve_method
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -333,13 +333,14 @@ def denoise_files(
     """
     for path, suffixes in ((preview, PREVIEW_SUFFIXES), (report, (".html",))):
         check_picture_path(path, suffixes)
-    record = find_method(FAMILY, method)
     if resume and keep_model is not None and keep_model.exists():
         # The interrupted run has learnt it.
         model, keep_model = keep_model, None
+    _, record, params = resolve_method(FAMILY, method, parameters)
     if keep_model is not None:
-        rule = f"{method} learns nothing" if record.learn is None else "does not go with --model"
-        require(record.learn is not None and model is None, "--save-model", rule)
+        wanted = learns(record, params)
+        rule = "does not go with --model" if wanted else f"{method} learns nothing from the stack"
+        require(wanted and model is None, "--save-model", rule)
         check_model_target(keep_model, overwrite=overwrite)
     stack = source.open()
     plan = Plan(
@@ -348,7 +349,7 @@ def denoise_files(
         device=device,
         bad_pixels=bad_pixels,
         whiten_noise=whiten_noise,
-        learns=record.learn is not None,
+        learns=learns(record, params),
         model=None if model is None else open_model(model),
     )
     # Before workers start: a wrong parameter or target is to be told at once.

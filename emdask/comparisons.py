@@ -22,7 +22,7 @@ from emdask.denoisers import FAMILY, denoise, learn_denoiser
 from emdask.errors import StackError
 from emdask.io import open_stack
 from emdask.kernels.fourier import ring_frequencies
-from emdask.method import resolve_method
+from emdask.method import learns, resolve_method
 from emdask.metrics import WINDOW_PX, frc, mse, psnr, ssim
 from emdask.simulators import demo_particles
 from emdask.stack import as_stack, build_stack, choose_chunk, image_ids
@@ -228,8 +228,8 @@ def _denoise(params: Any, noisy: xr.DataArray) -> _Result:
     model, learning = None, Cost(cpu_s=0.0, peak_MB=0.0)
     # What a first call compiles and loads is not to be measured.
     few = noisy[:1, :WARM_UP_PX, :WARM_UP_PX]
-    _run(params, few, _learn(params, few) if record.learn is not None else None)
-    if record.learn is not None:
+    _run(params, few, _learn(params, few) if learns(record, params) else None)
+    if learns(record, params):
         model, learning = measure(lambda: _learn(params, noisy))
     denoised, cost = measure(lambda: _run(params, noisy, model))
     images = denoised.values

@@ -30,7 +30,7 @@ from emdask.backend import array_namespace, on_device, resolve_device
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.kernels.ctf import Optics
-from emdask.method import Method
+from emdask.method import Method, learns
 from emdask.placement import on_cards, requests
 
 Images = npt.NDArray[Any]
@@ -377,7 +377,7 @@ def learn_model(
         The model, an `xarray.Dataset` whose attribute ``method`` is the name.
     """
     learn = method.learn
-    if learn is None:
+    if learn is None or not learns(method, params):
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
     ends = np.cumsum(images.chunks[0])
     blocks = images.to_delayed().ravel()

@@ -33,11 +33,15 @@ class Learn:
         ``(sums, sums) -> sums``; associative.
     finalize
         ``(sums, params) -> model``, an `xarray.Dataset`; its attributes are numbers and words.
+    wanted
+        ``params -> bool``: whether these parameters ask for a model; None where all do. ``apply``
+        gets None for the model where they do not.
     """
 
     chunk: Callable[..., Any]
     combine: Callable[[Any, Any], Any]
     finalize: Callable[..., Any]
+    wanted: Callable[[Any], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,20 @@ def find_method(family: str, name: str) -> Method:
     for point in entry_points(group=family, name=name):
         return point.load()  # type: ignore[no-any-return]
     return importlib.import_module(f"{family}.{name}").METHOD  # type: ignore[no-any-return]
+
+
+def learns(record: Method, params: Any) -> bool:
+    """Whether a method with these parameters learns from the stack.
+
+    Examples
+    --------
+    >>> ksvd = find_method("emdask.denoisers", "ksvd")
+    >>> learns(ksvd, ksvd.params()), learns(ksvd, ksvd.params(scope="image"))
+    (True, False)
+    """
+    if record.learn is None:
+        return False
+    return record.learn.wanted is None or record.learn.wanted(params)
 
 
 def about(record: Method) -> str:

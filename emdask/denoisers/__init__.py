@@ -13,7 +13,7 @@ from emdask.backend import check_device
 from emdask.checks import check_choice, require
 from emdask.io import open_model
 from emdask.lazy import BAD_PIXELS, learn_model, map_images
-from emdask.method import Method, resolve_method
+from emdask.method import Method, learns, resolve_method
 from emdask.stack import add_provenance, as_stack, image_ids, like_input, optics_of
 
 FAMILY = __name__
@@ -75,8 +75,8 @@ def denoise(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
     params = complete_params(record, params, source)
-    model = _check_model(model, name, record)
-    if record.learn is not None and model is None:
+    model = _check_model(model, name, learns(record, params))
+    if learns(record, params) and model is None:
         model = _learn(source, name, record, params, bad_pixels)
     images = map_images(
         source.data,
@@ -139,12 +139,12 @@ def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
     return params if record.complete is None else record.complete(params, stack.attrs)
 
 
-def _check_model(model: Any, name: str, record: Method) -> Any:
+def _check_model(model: Any, name: str, wanted: bool) -> Any:
     """Open a model that is given by its path; refuse one of another method."""
     if model is None:
         return None
-    rule = "learns nothing and takes no model"
-    require(record.learn is not None, name, rule, type(model).__name__)
+    rule = "learns nothing from a stack, with these parameters, and takes no model"
+    require(wanted, name, rule, type(model).__name__)
     if isinstance(model, str | Path):
         model = open_model(model)
     if isinstance(model, xr.Dataset):

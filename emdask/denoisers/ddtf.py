@@ -71,7 +71,7 @@ class Ddtf:
 
     A model is a dataset of ``atoms (scale, atom, pixel)``, the finest resolution first, pixels row
     by row; ``n_learnt (scale)``, the number of patches learnt from; and ``objective (scale,
-    step)``, what each step of learning reached. Of ``scope="image"`` it is empty.
+    step)``, what each step of learning reached. ``scope="image"`` takes none.
 
     Examples
     --------
@@ -144,10 +144,7 @@ def sample_scales(
     Returns
     -------
     Samples
-        None of any resolution where each image is to be learnt from alone.
     """
-    if params.scope == "image":
-        return Samples(params.n_patches, ())
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
     return _sample_unit_noise(unit[noisy], image_ids[noisy], params)
@@ -207,9 +204,7 @@ def learn_frames(samples: Samples, params: Ddtf) -> xr.Dataset:
     xarray.Dataset
         See `Ddtf`.
     """
-    attrs = {"patch_px": params.patch_px, "scope": params.scope}
-    if params.scope == "image":
-        return xr.Dataset(attrs=attrs)
+    attrs = {"patch_px": params.patch_px}
     learnt = [_learn_scale(sample, params) for sample in samples.scales]
     objective = np.full((len(learnt), params.n_iterations), np.nan)
     for row, frame in zip(objective, learnt, strict=True):
@@ -232,7 +227,7 @@ def _learn_scale(sample: PatchSample, params: Ddtf) -> LearntFrame:
 # --- Denoising ------------------------------------------------------------------------------------
 
 
-def denoise(images: Any, params: Ddtf, model: xr.Dataset) -> Any:
+def denoise(images: Any, params: Ddtf, model: xr.Dataset | None) -> Any:
     """Denoise images in learnt frames, on the processor or the card that they lie on.
 
     Parameters
@@ -242,7 +237,7 @@ def denoise(images: Any, params: Ddtf, model: xr.Dataset) -> Any:
     params
         Parameters; those that the model was learnt with.
     model
-        What `learn_frames` returned.
+        What `learn_frames` returned; None where each image is learnt from alone.
 
     Returns
     -------
@@ -251,21 +246,26 @@ def denoise(images: Any, params: Ddtf, model: xr.Dataset) -> Any:
     Raises
     ------
     ParameterError
-        If the model was learnt for other patches, for another scope or for fewer resolutions.
+        If the model was learnt for other patches or for fewer resolutions.
     """
-    check_model(model, params)
-    of_images = _denoise_by_stack if params.scope == "stack" else _denoise_by_image
-    return denoise_at_unit_noise(images, params.sigma, lambda unit: of_images(unit, params, model))
+
+    def denoise_all(unit: Any) -> Any:
+        if model is None:
+            return _denoise_by_image(unit, params)
+        return _denoise_by_stack(unit, params, model)
+
+    if model is not None:
+        check_model(model, params)
+    return denoise_at_unit_noise(images, params.sigma, denoise_all)
 
 
 def check_model(model: xr.Dataset, params: Ddtf) -> None:
     """Refuse a model that was learnt with other parameters than those given."""
-    for name in ("patch_px", "scope"):
-        rule = f"{name} must be that of the model, {model.attrs.get(name)!r}"
-        remedy = "Learn the model with the same parameters."
-        given = getattr(params, name)
-        require(given == model.attrs.get(name), "ddtf", rule, given, remedy)
-    if params.scope == "stack" and params.n_scales != "auto":
+    rule = f"patch_px must be that of the model, {model.attrs['patch_px']}"
+    remedy = "Learn the model with the same parameters."
+    same = params.patch_px == model.attrs["patch_px"]
+    require(same, "ddtf", rule, params.patch_px, remedy)
+    if params.n_scales != "auto":
         most = model.sizes["scale"]
         rule = f"n_scales must be at most that of the model, {most}"
         require(params.n_scales <= most, "ddtf", rule, params.n_scales)
@@ -284,7 +284,7 @@ def _denoise_by_stack(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
     return result
 
 
-def _denoise_by_image(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
+def _denoise_by_image(unit: Any, params: Ddtf) -> Any:
     """Denoise each image of unit noise in frames that are learnt, on the host, from it alone."""
     result = array_namespace(unit).empty(unit.shape, np.float32)
     alone = replace(params, scope="stack")
@@ -294,6 +294,11 @@ def _denoise_by_image(unit: Any, params: Ddtf, model: xr.Dataset) -> Any:
         frames = learn_frames(_sample_unit_noise(host, np.zeros(1, np.int64), alone), alone)
         result[i] = _denoise_by_stack(image, alone, frames)[0]
     return result
+
+
+def learns_from_stack(params: Ddtf) -> bool:
+    """Whether frames are those of the stack, and not of each image."""
+    return params.scope == "stack"
 
 
 def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, float]]:
@@ -328,5 +333,10 @@ def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, float]]:
 METHOD = Method(
     params=Ddtf,
     apply={"cpu": denoise, "cuda": denoise},
-    learn=Learn(chunk=sample_scales, combine=merge_blocks, finalize=learn_frames),
+    learn=Learn(
+        chunk=sample_scales,
+        combine=merge_blocks,
+        finalize=learn_frames,
+        wanted=learns_from_stack,
+    ),
 )

@@ -70,9 +70,9 @@ class Ksvd:
 
     The model is an `xarray.Dataset`: ``atoms (scale, atom, pixel)`` float32, the finest scale
     first, pixels row by row, of unit norm or, beyond those that were learnt, zero; and ``n_patches
-    (scale)``, how many patches each was learnt from. It suits images of any size and noise. Of
-    ``scope="image"`` it is empty. Where a model is given, the parameters of learning (``patch_px``
-    and those below it) have no effect.
+    (scale)``, how many patches each was learnt from. It suits images of any size and noise. Where a
+    model is given, the parameters of learning (``patch_px`` and those below it) have no effect.
+    ``scope="image"`` takes none.
 
     Beyond the paper are scales, and the smaller residual of 1.1 instead of 1.15 times the noise,
     which is 0.08 dB better on a photograph; see ``benchmarks/results/ksvd.md``.
@@ -151,10 +151,7 @@ def sample_scales(
     Returns
     -------
     Samples
-        Of no scale where each image has a dictionary of its own.
     """
-    if params.scope == "image":
-        return Samples(1, ())
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
     n_scales = MOST_AUTO_SCALES if params.n_scales == "auto" else params.n_scales
@@ -202,8 +199,6 @@ def learn_dictionaries(samples: Samples, params: Ksvd) -> xr.Dataset:
     xarray.Dataset
         See `Ksvd`.
     """
-    if params.scope == "image":
-        return xr.Dataset()
     counts = np.array([len(sample.keys) for sample in samples.scales], np.int64)
     atoms = (("scale", "atom", "pixel"), _learn_atoms(samples, params))
     return xr.Dataset({"atoms": atoms, "n_patches": (("scale",), counts)})
@@ -223,7 +218,7 @@ def _learn_atoms(samples: Samples, params: Ksvd) -> Floats:
 # --- Denoising ------------------------------------------------------------------------------------
 
 
-def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset) -> Floats:
+def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset | None) -> Floats:
     """Denoise images with K-SVD on one CPU core.
 
     Parameters
@@ -233,7 +228,7 @@ def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset) -> Fl
     params
         Parameters.
     model
-        What `learn_dictionaries` returned.
+        What `learn_dictionaries` returned; None where each image has a dictionary of its own.
 
     Returns
     -------
@@ -242,14 +237,14 @@ def denoise_cpu(images: npt.NDArray[Any], params: Ksvd, model: xr.Dataset) -> Fl
     Raises
     ------
     ParameterError
-        If the model was learnt for another scope or for fewer scales.
+        If the model was learnt for fewer scales.
     """
     from emdask.kernels import pursuit_cpu
 
     return _denoise(images, params, model, pursuit_cpu.denoise_images)  # type: ignore[no-any-return]
 
 
-def denoise_cuda(images: Any, params: Ksvd, model: xr.Dataset) -> Any:
+def denoise_cuda(images: Any, params: Ksvd, model: xr.Dataset | None) -> Any:
     """Denoise images with K-SVD on one card; see `denoise_cpu`.
 
     Dictionaries of single images are learnt on the host.
@@ -261,7 +256,7 @@ def denoise_cuda(images: Any, params: Ksvd, model: xr.Dataset) -> Any:
     params
         Parameters.
     model
-        What `learn_denoiser` gave; empty where each image has a dictionary of its own.
+        What `learn_dictionaries` returned; None where each image has a dictionary of its own.
 
     Returns
     -------
@@ -274,13 +269,14 @@ def denoise_cuda(images: Any, params: Ksvd, model: xr.Dataset) -> Any:
 
 
 def _denoise(
-    images: Images, params: Ksvd, model: xr.Dataset, denoise_images: Callable[..., Images]
+    images: Images, params: Ksvd, model: xr.Dataset | None, denoise_images: Callable[..., Images]
 ) -> Images:
     """Denoise images by either twin."""
     from emdask.kernels.ksvd import denoise_unit_noise
 
-    check_model(model, params)
-    unit_on_host = _to_unit_noise_on_host(images, params) if params.scope == "image" else None
+    if model is not None:
+        check_model(model, params)
+    unit_on_host = _to_unit_noise_on_host(images, params) if model is None else None
 
     def denoise(unit: Images) -> Images:
         result = array_namespace(unit).zeros(unit.shape, np.float32)
@@ -304,12 +300,13 @@ def _to_unit_noise_on_host(images: Images, params: Ksvd) -> Floats:
 
 
 def _dictionaries(
-    chosen: Images, n_scales: int, params: Ksvd, model: xr.Dataset, unit: Floats | None
+    chosen: Images, n_scales: int, params: Ksvd, model: xr.Dataset | None, unit: Floats | None
 ) -> Iterator[tuple[Images, Floats]]:
     """Images that go together and their dictionaries; those of single images are learnt here."""
-    if unit is None:
+    if model is not None:
         yield chosen, model["atoms"].values
         return
+    assert unit is not None
     for i in chosen.tolist():
         part = slice(i, i + 1)
         alone = _sample_unit_noise(unit[part], np.zeros(1, np.int64), n_scales, params)
@@ -317,18 +314,16 @@ def _dictionaries(
 
 
 def check_model(model: xr.Dataset, params: Ksvd) -> None:
-    """Refuse a model that was learnt for another scope or for fewer scales."""
-    n_scales = model.sizes.get("scale", 0)
-    if params.scope == "image":
-        rule = 'scope="image" learns a dictionary of each image and takes no model'
-        require(n_scales == 0, "ksvd", rule, remedy='Choose scope="stack".')
-        return
-    rule = "the model must hold dictionaries"
-    remedy = 'Learn it with scope="stack".'
-    require(n_scales > 0, "ksvd", rule, "one learnt with scope='image'", remedy)
+    """Refuse a model that was learnt for fewer scales."""
     if params.n_scales != "auto":
+        n_scales = model.sizes["scale"]
         rule = f"n_scales must be at most that of the model, {n_scales}"
         require(params.n_scales <= n_scales, "ksvd", rule, params.n_scales)
+
+
+def learns_from_stack(params: Ksvd) -> bool:
+    """Whether dictionaries are those of the stack, and not of each image."""
+    return params.scope == "stack"
 
 
 def choose_scales(unit: Images, params: Ksvd) -> list[tuple[Images, int]]:
@@ -359,5 +354,10 @@ def choose_scales(unit: Images, params: Ksvd) -> list[tuple[Images, int]]:
 METHOD = Method(
     params=Ksvd,
     apply={"cpu": denoise_cpu, "cuda": denoise_cuda},
-    learn=Learn(chunk=sample_scales, combine=merge_blocks, finalize=learn_dictionaries),
+    learn=Learn(
+        chunk=sample_scales,
+        combine=merge_blocks,
+        finalize=learn_dictionaries,
+        wanted=learns_from_stack,
+    ),
 )

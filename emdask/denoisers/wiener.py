@@ -43,8 +43,8 @@ class Wiener:
     -----
     Hunt, "A matrix theory proof of the discrete convolution theorem", IEEE Transactions on Audio
     and Electroacoustics 19 (1971) 285-288. The filter is ``H* / (|H|² + balance |L|²)`` with
-    the Laplacian L; the balance is chosen image by image by Stein's unbiased estimate of the error. A
-    CTF is thus corrected in phase and amplitude. The image keeps its mean, and its borders are
+    the Laplacian L; the balance is chosen image by image by Stein's unbiased estimate of the error.
+    A CTF is thus corrected in phase and amplitude. The image keeps its mean, and its borders are
     mirrored.
 
     Examples

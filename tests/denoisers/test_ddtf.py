@@ -77,7 +77,7 @@ def test_parameters_out_of_range(parameters: dict[str, Any], message: str) -> No
 
 def test_a_model_has_a_frame_of_each_resolution(model: xr.Dataset) -> None:
     assert dict(model.sizes) == {"scale": 3, "atom": 64, "pixel": 64, "step": 30}
-    assert model.attrs == {"method": "ddtf", "patch_px": 8, "scope": "stack"}
+    assert model.attrs == {"method": "ddtf", "patch_px": 8}
     assert model["n_learnt"].values.tolist() == [2000, 2000, 6 * 9 * 9]
     for atoms in model["atoms"].values:
         np.testing.assert_allclose(atoms @ atoms.T, np.eye(64), atol=1e-5)
@@ -119,8 +119,11 @@ def test_clear_images_teach_no_third_resolution(noisy: Floats) -> None:
     ("learnt_with", "used_with", "message"),
     [
         ({}, {"patch_px": 16}, "patch_px must be that of the model, 8; got 16. Learn the model"),
-        ({}, {"scope": "image"}, "scope must be that of the model, 'stack'; got 'image'"),
-        ({"scope": "image"}, {}, "scope must be that of the model, 'image'; got 'stack'"),
+        (
+            {},
+            {"scope": "image"},
+            "learns nothing from a stack, with these parameters",
+        ),
         ({"n_scales": 2}, {"n_scales": 3}, "n_scales must be at most that of the model, 2; got 3"),
     ],
 )
