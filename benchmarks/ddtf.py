@@ -477,7 +477,7 @@ def memory_lines(size: int) -> list[str]:
 import resource, time, numpy as np
 from emdask.denoisers.ddtf import METHOD, Ddtf
 rng = np.random.default_rng(0)
-image = rng.normal(size=(1, {size}, {size})).astype("f4")
+image = rng.standard_normal((1, {size}, {size}), "f4")
 params = Ddtf()
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 def spent(f):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +28,9 @@ PATCH_PX = (4, 16)
 MOST_SCALES = 5
 # What was best on simulated particles and on photographs; see benchmarks/results/ddtf.md.
 PREVAILING_NOISE_SNR = 1.0
-NOISY_SCALES, NOISY_DETAIL = 3, 3.3
-CLEAR_SCALES, CLEAR_DETAIL = 2, 2.7
+# Side of what a patch of the coarsest resolution shows, in px of the image; threshold of detail.
+NOISY_VIEW_PX, NOISY_DETAIL = 32, 3.3
+CLEAR_VIEW_PX, CLEAR_DETAIL = 16, 2.7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,8 @@ class Ddtf:
         at a sixteenth of the operations.
     n_scales
         Resolutions, each half of the last and with a frame of its own, of which the coarser guide
-        the finer ones; 1 to 5. "auto": 3 for images of SNR below 1, else 2.
+        the finer ones; 1 to 5. "auto": the coarsest patches show 32 px for images of SNR below 1,
+        which takes 3 resolutions with patches of 8 px, else 16 px.
     scope
         "stack" learns from patches of all images, "image" from those of each image alone.
     n_patches
@@ -158,7 +161,7 @@ def _sample_unit_noise(
     for chosen, n_scales, _ in choose_scales(images, params):
         wanted[chosen] = n_scales
     scales = []
-    for scale in range(NOISY_SCALES if params.n_scales == "auto" else params.n_scales):
+    for scale in range(count_scales(params, NOISY_VIEW_PX)):
         chosen = wanted > scale
         images, image_ids, wanted = images[chosen], image_ids[chosen], wanted[chosen]
         images = images if scale == 0 else _halve_each(images)
@@ -319,15 +322,17 @@ def choose_scales(unit: Any, params: Ddtf) -> list[tuple[Any, int, float]]:
     xp = array_namespace(unit)
     noisy = estimate_snr(unit, xp.ones(len(unit))) < PREVAILING_NOISE_SNR
     groups = [
-        (xp.flatnonzero(noisy), NOISY_SCALES, NOISY_DETAIL),
-        (xp.flatnonzero(~noisy), CLEAR_SCALES, CLEAR_DETAIL),
+        (xp.flatnonzero(noisy), count_scales(params, NOISY_VIEW_PX), NOISY_DETAIL),
+        (xp.flatnonzero(~noisy), count_scales(params, CLEAR_VIEW_PX), CLEAR_DETAIL),
     ]
-    given = params.n_scales
-    return [
-        (chosen, n_scales if given == "auto" else given, threshold)
-        for chosen, n_scales, threshold in groups
-        if chosen.size
-    ]
+    return [group for group in groups if group[0].size]
+
+
+def count_scales(params: Ddtf, view_px: int) -> int:
+    """Return how many resolutions are given, or let patches of the coarsest one show so many px."""
+    if params.n_scales != "auto":
+        return params.n_scales
+    return max(1, 1 + round(math.log2(view_px / params.patch_px)))
 
 
 METHOD = Method(

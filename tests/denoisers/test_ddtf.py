@@ -155,6 +155,9 @@ def test_auto_judges_each_image_by_its_snr() -> None:
     assert faint > clear
     given = choose_scales(unit, Ddtf(n_scales=4))
     assert [n_scales for _, n_scales, _ in given] == [4, 4]
+    for patch_px, numbers in ((4, [4, 3]), (16, [2, 1])):
+        by_patch = choose_scales(unit, Ddtf(patch_px=patch_px))
+        assert [n_scales for _, n_scales, _ in by_patch] == numbers
 
 
 def particles_sigma(snr: float) -> float:
