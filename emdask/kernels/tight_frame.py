@@ -403,7 +403,7 @@ def _filter_batch(
             xp.matmul(atoms, _gather(noisy, first, layout, patches), out=coefficients)
         coefficients *= gains
         # A gain of nothing but 0 and 1 is its own square.
-        shares = inside / xp.einsum("bkm,bkm->bm", gains, gains)
+        shares = inside / xp.multiply(gains, gains, out=patches).sum(axis=1)
         coefficients *= shares[:, None]
         xp.matmul(atoms.T, coefficients, out=patches)
         _scatter(patches, first, layout, sums)
