@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.ndimage
 
+from emdask.kernels.noise import NORMAL_MEDIAN
+
 __all__ = ["find_beads", "find_hot_pixels", "grow"]
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-# Median of the absolute value of a standard normal variable.
-NORMAL_MEDIAN = 0.6744897501960817
 # Side of the surroundings that a pixel is held against, px.
 WINDOW_PX = 9
 # What differs less from the mean around it than this share of the threshold is not looked at.
