@@ -132,13 +132,17 @@ def _restore(image: Any, transfer: Any, params: RichardsonLucy) -> Any:
     if width_px == "auto":
         width_px = best_sieve_px(spectrum, params.n_iterations)
     darkest = image.min()
-    positive = image - darkest + LEAST
+    # Less contrast than that of noise would be lost beside LEAST.
+    contrast = min(float(image.max() - darkest), 1.0)
+    if contrast == 0:
+        return image
+    positive = (image - darkest) / contrast + LEAST
     kernel = array_namespace(image).asarray(_blurred_psf(params.psf, width_px))
     estimate = restoration_namespace(image).richardson_lucy(
         positive, kernel, num_iter=params.n_iterations, clip=False
     )
     smooth = filter_namespace(image).gaussian_filter(estimate, width_px, truncate=TRUNCATE)
-    return smooth + darkest - LEAST
+    return (smooth - LEAST) * contrast + darkest
 
 
 def _blurred_psf(psf: Any, width_px: float) -> Any:

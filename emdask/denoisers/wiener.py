@@ -68,7 +68,7 @@ class Wiener:
     def __post_init__(self) -> None:
         object.__setattr__(self, "psf", freeze_psf("wiener", self.psf))
         check_sigma("wiener", self.sigma)
-        check_number("wiener", "strength", self.strength, 0, 100)
+        check_number("wiener", "strength", self.strength, 0.01, 100)
 
 
 def denoise(images: Any, params: Wiener, *, optics: Optics | None = None) -> Any:

@@ -192,6 +192,18 @@ def test_borders_do_not_wrap(method: str, rng: np.random.Generator) -> None:
     assert abs(result[:, -1].mean() - 4) < 0.4
 
 
+@pytest.mark.parametrize("method", ["wiener", "richardson_lucy"])
+@pytest.mark.parametrize("sigma", [1e2, 1e4, 1e30])
+def test_of_too_much_noise_something_flat_is_left(
+    method: str, sigma: float, clean: np.ndarray
+) -> None:
+    for parameters in ({}, {"psf": 3.0}, {"width_px": 0} if method == "richardson_lucy" else {}):
+        images = np.concatenate([clean, np.full_like(clean[:1], 7)])
+        result = emdask.denoise(images, method, sigma=sigma, **parameters).compute()
+        assert (np.abs(result - images.mean((1, 2), keepdims=True)) < 2 * np.ptp(clean)).all()
+        np.testing.assert_allclose(result[-1], 7, rtol=1e-6)
+
+
 def test_seeds_are_of_the_image_alone(clean: np.ndarray, rng: np.random.Generator) -> None:
     noisy = clean + rng.normal(scale=0.4, size=clean.shape)
     first, again, other = (
@@ -296,8 +308,9 @@ def test_bad_parameters_are_named() -> None:
         UnsupervisedWiener(n_iterations=2)
     with pytest.raises(ParameterError, match="seed must be an integer of at least 0"):
         UnsupervisedWiener(seed=-1)
-    with pytest.raises(ParameterError, match="strength must be a number"):
-        Wiener(strength=-1)
+    for strength in (-1, 0):
+        with pytest.raises(ParameterError, match=r"strength must be a number in \[0.01, 100\]"):
+            Wiener(strength=strength)
 
 
 def test_what_a_card_lacks_is_told(cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
