@@ -210,7 +210,8 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     Raises
     ------
     StackError
-        If there is a defocus without the pixel size or what is to be known of the microscope.
+        If there is a defocus without the pixel size or what is to be known of the microscope, or if
+        one of these is not finite.
 
     Examples
     --------
@@ -230,7 +231,19 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
         rule = f"has defocus_u_A, but for the CTF {', '.join(missing)} must be known as well"
         remedy = f"Set it: stack.attrs[{missing[0]!r}] = ..."
         raise StackError(sentence("stack", rule, remedy=remedy))
-    return Optics(**{name: _one_or_all(value) for name, value in known.items()})
+    return Optics(**{name: _one_or_all(value) for name, value in _finite(known).items()})
+
+
+def _finite(known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Refuse NaN and infinity, naming the first image."""
+    for name, value in known.items():
+        bad = np.flatnonzero(~np.isfinite(np.asarray(value, np.float64)))
+        if len(bad):
+            where = f"{name} of image {bad[0]}" if np.ndim(value) else name
+            got = float(np.ravel(value)[bad[0]])
+            remedy = "Set it, or leave these images out."
+            raise StackError(sentence("stack", f"{where} must be finite for the CTF", got, remedy))
+    return known
 
 
 def _one_or_all(value: Any) -> Any:

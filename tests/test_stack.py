@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 from emdask.errors import ParameterError, StackError
-from emdask.stack import add_provenance, as_stack, build_stack, choose_chunk, like_input
+from emdask.stack import add_provenance, as_stack, build_stack, choose_chunk, like_input, optics_of
 from emdask.variables import BY_NAME, VARIABLES, table
 
 
@@ -94,6 +94,19 @@ def test_automatic_chunks(shape: tuple[int, int, int], dtype: str, expected: int
 def test_chunks_must_be_a_number_of_images(chunks: object) -> None:
     with pytest.raises(ParameterError, match="chunks must be"):
         choose_chunk((5, 4, 4), "f4", chunks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_optics_that_are_not_finite_are_refused(bad: float) -> None:
+    attrs = {"pixel_size_A": 2, "voltage_kV": 300, "spherical_aberration_mm": 2.7}
+    attrs |= {"amplitude_contrast": 0.1}
+    coords = {"defocus_u_A": [1e4, bad, bad], "defocus_v_A": [1e4] * 3}
+    stack = build_stack(da.zeros((3, 8, 8)), coords, attrs)
+    rule = rf"stack: defocus_u_A of image 1 must be finite for the CTF; got {bad}\. Set it, "
+    with pytest.raises(StackError, match=rule):
+        optics_of(stack)
+    with pytest.raises(StackError, match=rf"stack: voltage_kV must be finite .*; got {bad}"):
+        optics_of(stack[:1].assign_attrs(voltage_kV=bad))
 
 
 def test_provenance_is_appended_to_a_copy() -> None:
