@@ -339,8 +339,8 @@ def _frc_section(means: xr.Dataset, snr: float) -> Section:
     return Section(
         title=f"Fourier ring correlation with the clean images at SNR {snr:g}",
         text="1 where a ring of frequencies is as in the clean image but for a factor, 0 where it "
-        "has nothing of it; mean over the images. A Gaussian only weights frequencies, and so "
-        "cannot rise above the noisy images.",
+        "has nothing of it or one of the two is empty; mean over the images. A Gaussian only "
+        "weights frequencies, and so cannot rise above the noisy images.",
         wide_drawing=svg_text(figure),
     )
 
@@ -455,7 +455,8 @@ def definitions(attrs: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "FRC",
             "Saxton and Baumeister 1982, mean over the images, which fall off to the edges as a "
-            "cosine",
+            "cosine; 0 where a ring has at most 1e-9 of the power of the strongest: the cosine can "
+            "bring as much there",
         ),
         (
             "time",

@@ -6,6 +6,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.ndimage import gaussian_filter
 
 from emdask.errors import ParameterError, StackError
 from emdask.metrics import (
@@ -135,6 +136,33 @@ def test_a_taper_is_a_cosine_and_scales_with_the_side(rng):
     window = y[:, None] * x
     by_hand = frc((image - image.mean()) * window, (other - other.mean()) * window)[1]
     np.testing.assert_allclose(frc(image, other, taper=1.0)[1], by_hand, atol=1e-12)
+
+
+@pytest.mark.parametrize("width_px", [2.0, 3.15, 8.0])
+def test_frc_of_a_blur_does_not_rise_above_that_of_the_noisy_images(rng, width_px):
+    """Where a blur leaves nothing, there is what the taper spreads of low frequencies."""
+    y, x = np.mgrid[:128, :120]
+    places = rng.uniform(30, 90, (4, 9, 2))
+    clean = np.array(
+        [sum(np.exp(-((y - v) ** 2 + (x - u) ** 2) / 40) for v, u in p) for p in places]
+    )
+    noisy = clean + 0.3 * rng.normal(size=clean.shape)
+    blurred = gaussian_filter(noisy, (0, width_px, width_px))
+    of_noisy, of_blurred = (frc(a, clean, taper=1.0)[1].mean(axis=0) for a in (noisy, blurred))
+    assert (of_blurred < np.maximum(of_noisy, 0) + 0.1).all()
+    np.testing.assert_allclose(of_blurred[:4], of_noisy[:4], atol=0.1)
+    assert of_blurred[0] > 0.9
+
+
+def test_rings_count_as_empty_only_where_a_taper_can_have_filled_them(rng):
+    """A wave of 1e-6 of the power of a blob is seen, and without a taper one of 1e-12."""
+    y, x = np.mgrid[:64, :64]
+    blob = np.exp(-((y - 32) ** 2 + (x - 32) ** 2) / 50)
+    wave = np.cos(2 * np.pi * 20 / 64 * x)
+    for size, taper in ((1e-3, 1.0), (1e-6, 0.0)):
+        pair = (blob + size * wave, blob - size * wave)
+        assert frc(*pair, taper=taper)[1][19] < -0.9
+    assert frc(blob + 1e-6 * wave, blob - 1e-6 * wave, taper=1.0)[1][19] == 0
 
 
 def test_frc_resolution_interpolates_between_rings():

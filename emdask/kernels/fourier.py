@@ -136,18 +136,20 @@ def ring_frequencies(shape: tuple[int, int]) -> Any:
     return _rings(shape)[2]
 
 
-def radial_correlation(images: Any, others: Any) -> Any:
+def radial_correlation(images: Any, others: Any, *, least_power: float = 0.0) -> Any:
     """Correlate the Fourier terms of two images, ring by ring (Fourier ring correlation).
 
     Parameters
     ----------
     images, others : array, shape (..., h, w)
         Real images.
+    least_power
+        Share of the power of an image's strongest ring up to which a ring counts as empty.
 
     Returns
     -------
     float64 array, shape (..., r)
-        In [-1, 1] for each ring of `ring_frequencies`; 0 where one of the images has no power.
+        In [-1, 1] for each ring of `ring_frequencies`; 0 where one of the images is empty.
 
     Examples
     --------
@@ -159,8 +161,10 @@ def radial_correlation(images: Any, others: Any) -> Any:
     shape = images.shape[-2:]
     first, second = (xp.fft.rfft2(xp.asarray(a, np.float64)) for a in (images, others))
     cross = _sum_rings((first * second.conj()).real, shape)
-    power = _sum_rings(xp.abs(first) ** 2, shape) * _sum_rings(xp.abs(second) ** 2, shape)
-    return cross / xp.sqrt(xp.where(power > 0, power, 1.0)) * (power > 0)
+    powers = [_sum_rings(xp.abs(terms) ** 2, shape) for terms in (first, second)]
+    filled = [power > least_power * power.max(axis=-1, keepdims=True) for power in powers]
+    both = filled[0] & filled[1]
+    return cross / xp.sqrt(xp.where(both, powers[0] * powers[1], 1.0)) * both
 
 
 def _sum_rings(terms: Any, shape: tuple[int, int]) -> Any:
