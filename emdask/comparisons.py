@@ -23,7 +23,7 @@ from emdask.errors import StackError
 from emdask.io import open_stack
 from emdask.kernels.fourier import ring_frequencies
 from emdask.method import learns, resolve_method
-from emdask.metrics import WINDOW_PX, frc, mse, psnr, ssim
+from emdask.metrics import WINDOW_PX, check_data_range, frc, mse, psnr, ssim
 from emdask.simulators import demo_particles
 from emdask.stack import as_stack, build_stack, choose_chunk, image_ids
 
@@ -124,6 +124,8 @@ def compare(
     rows: dict[str, _Row] = {NOISY: _leave, GAUSSIAN: _blur_best}
     rows |= {found.label: partial(_denoise_best, found) for found in parse_candidates(methods)}
     snrs = _check_snrs(snr)
+    if data_range is not None:
+        check_data_range("compare", data_range)
     truth = _clean_stack(clean, n_images, seed)
     noise = _unit_noise(truth, seed)
     variance = float(truth.values.var(axis=(1, 2), dtype=np.float64).mean())

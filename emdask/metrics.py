@@ -7,14 +7,16 @@ Dask arrays it makes a graph and computes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 
-from emdask.checks import check_number, sentence
+from emdask.checks import check_number, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.fourier import (
     frequency_grid,
@@ -53,6 +55,10 @@ def mse(images: Any, clean: Any) -> Any:
     >>> float(mse(np.full((4, 4), 3.0), np.ones((4, 4))))
     4.0
     """
+    return _map("mse", _mse, "(h,w),(h,w)->()", images, clean)
+
+
+def _mse(images: Any, clean: Any) -> Any:
     difference = _real(images) - _real(clean)
     return (difference * difference).mean(axis=AXES, dtype=np.float64)
 
@@ -72,14 +78,23 @@ def psnr(images: Any, clean: Any, *, data_range: Any = None) -> Any:
     float64 array, shape (...)
         In dB; infinite where the images are equal.
 
+    Raises
+    ------
+    ParameterError
+        If the data range is no number above 0.
+
     Examples
     --------
     >>> float(psnr(np.full((4, 4), 0.1), np.zeros((4, 4)), data_range=1.0))
     20.0
     """
-    data_range = _range(clean) if data_range is None else data_range
+    data_range = _range("psnr", clean, data_range)
+    return _map("psnr", _psnr, "(h,w),(h,w),()->()", images, clean, data_range)
+
+
+def _psnr(images: Any, clean: Any, data_range: Any) -> Any:
     with np.errstate(divide="ignore"):
-        return 10 * np.log10(data_range**2 / mse(images, clean))
+        return 10 * np.log10(data_range**2 / _mse(images, clean))
 
 
 def ssim(images: Any, clean: Any, *, data_range: Any = None) -> Any:
@@ -101,6 +116,8 @@ def ssim(images: Any, clean: Any, *, data_range: Any = None) -> Any:
     ------
     StackError
         If the images are smaller than the window.
+    ParameterError
+        If the data range is no number above 0.
 
     Notes
     -----
@@ -118,8 +135,8 @@ def ssim(images: Any, clean: Any, *, data_range: Any = None) -> Any:
     if min(images.shape[-2:]) < WINDOW_PX:
         rule = f"images must have at least {WINDOW_PX} x {WINDOW_PX} pixels"
         raise StackError(sentence("ssim", rule, images.shape[-2:]))
-    data_range = _range(clean) if data_range is None else data_range
-    return _map(_ssim, "(h,w),(h,w),()->()", images, clean, data_range)
+    data_range = _range("ssim", clean, data_range)
+    return _map("ssim", _ssim, "(h,w),(h,w),()->()", images, clean, data_range)
 
 
 def _ssim(images: Any, clean: Any, data_range: Any) -> Any:
@@ -188,7 +205,7 @@ def frc(images: Any, clean: Any, *, taper: float = 0.0) -> tuple[Any, Any]:
     frequency = ring_frequencies(images.shape[-2:])
     signature = "(h,w),(h,w)->(frequency)"
     correlate = partial(_correlate, taper=taper)
-    correlation = _map(correlate, signature, images, clean, frequency=len(frequency))
+    correlation = _map("frc", correlate, signature, images, clean, frequency=len(frequency))
     if isinstance(correlation, xr.DataArray):
         correlation = correlation.assign_coords(frequency=frequency)
     return frequency, correlation
@@ -232,7 +249,8 @@ def frc_resolution(frequency: Any, correlation: Any, *, threshold: float = 0.5) 
     0.25
     """
     crossing = partial(_crossing, threshold=threshold)
-    return _map(crossing, "(frequency),(frequency)->()", np.asarray(frequency), correlation)
+    arrays = (np.asarray(frequency), correlation)
+    return _map("frc_resolution", crossing, "(frequency),(frequency)->()", *arrays)
 
 
 def _crossing(frequency: Any, correlation: Any, threshold: float) -> Any:
@@ -270,7 +288,7 @@ def affine_fit(images: Any, clean: Any) -> Any:
     >>> bool(np.allclose(affine_fit(image, 5 - 2 * image), 5 - 2 * image))
     True
     """
-    return _map(_affine_fit, "(h,w),(h,w)->(h,w)", images, clean)
+    return _map("affine_fit", _affine_fit, "(h,w),(h,w)->(h,w)", images, clean)
 
 
 def _affine_fit(images: Any, clean: Any) -> Any:
@@ -301,9 +319,12 @@ def snr(images: Any, clean: Any) -> Any:
     >>> float(snr(clean + noise, clean))
     0.25
     """
-    return clean.var(axis=AXES, dtype=np.float64) / (_real(images) - _real(clean)).var(
-        axis=AXES, dtype=np.float64
-    )
+    return _map("snr", _snr, "(h,w),(h,w)->()", images, clean)
+
+
+def _snr(images: Any, clean: Any) -> Any:
+    noise = _real(images) - _real(clean)
+    return clean.var(axis=AXES, dtype=np.float64) / noise.var(axis=AXES, dtype=np.float64)
 
 
 def low_frequency_ratio(residuals: Any, *, cutoff: float = 0.1) -> Any:
@@ -346,21 +367,36 @@ def _real(images: Any) -> Any:
     return images.astype(np.result_type(images.dtype, np.float32))
 
 
-def _range(clean: Any) -> Any:
-    """Max - min of each image."""
-    return _real(clean.max(axis=AXES)) - _real(clean.min(axis=AXES))
+def check_data_range(what: str, data_range: Any) -> None:
+    """Require a number above 0."""
+    ok = isinstance(data_range, Real) and not isinstance(data_range, bool)
+    ok = ok and 0 < float(data_range) < np.inf
+    require(ok, what, "data_range must be a number above 0", data_range)
 
 
-def _map(function: Callable[..., Any], signature: str, *arrays: Any, **sizes: int) -> Any:
+def _range(what: str, clean: Any, given: Any) -> Any:
+    """Data range as float64, whose square does not overflow; max - min of each image if None."""
+    if given is None:
+        return (_real(clean.max(axis=AXES)) - _real(clean.min(axis=AXES))).astype(np.float64)
+    if isinstance(given, np.ndarray | da.Array | xr.DataArray):
+        return given.astype(np.float64)
+    check_data_range(what, given)
+    return float(given)
+
+
+def _map(
+    what: str, function: Callable[..., Any], signature: str, *arrays: Any, **sizes: int
+) -> Any:
     """Apply a function of plain arrays to the axes that its signature names.
 
     Stacks are matched by their dims, of which the last are those of the signature.
     """
     mapped = partial(map_signature, function, signature, **sizes)
     stacks = [array for array in arrays if isinstance(array, xr.DataArray)]
+    inside, _, out = signature.partition("->")
+    _check_agreement(what, _axes(inside), arrays, stacks)
     if not stacks:
         return mapped(*arrays)
-    inside, _, out = signature.partition("->")
     named: dict[str, Any] = {}
     for words, array in zip(_axes(inside), arrays, strict=True):
         if isinstance(array, xr.DataArray):
@@ -370,6 +406,21 @@ def _map(function: Callable[..., Any], signature: str, *arrays: Any, **sizes: in
     return xr.apply_ufunc(
         mapped, *arrays, input_core_dims=dims, output_core_dims=new, dask="allowed"
     )
+
+
+def _check_agreement(
+    what: str, axes: list[list[str]], arrays: Sequence[Any], stacks: Sequence[xr.DataArray]
+) -> None:
+    """Refuse what would broadcast along the axes of the signature, and stacks of other images."""
+    shapes = [a.shape[-len(words) :] for words, a in zip(axes, arrays, strict=True) if words]
+    if len({*shapes}) > 1:
+        raise StackError(sentence(what, "images that are compared must have one size", shapes))
+    try:
+        xr.align(*stacks, join="exact", copy=False)
+    except ValueError as error:
+        rule = "dims of stacks that are compared must have the same lengths and labels"
+        remedy = "Select the same images of both, or pass their .data."
+        raise StackError(sentence(what, rule, remedy=remedy)) from error
 
 
 def _axes(side: str) -> list[list[str]]:

@@ -44,7 +44,7 @@ class Recall(Blur):
     """Returns the mean of all images that it has learnt from."""
 
 
-def add(images, ids, params):
+def add(images, ids, params, n_images=None):
     return images.sum(axis=0), len(images)
 
 
@@ -217,6 +217,7 @@ def test_methods_are_not_told_the_ctf_of_the_clean_images(clean):
         ({"snr": [0.1, 0.1]}, ParameterError, "once"),
         ({"methods": ["blurr"]}, LookupError, "blur"),
         ({"n_images": 0}, ParameterError, "n_images"),
+        ({"data_range": -1}, ParameterError, "data_range must be a number above 0; got -1"),
         ({"clean": np.zeros((1, 16, 16))}, StackError, "not be constant"),
         ({"clean": np.eye(8)}, StackError, "at least 11 x 11"),
         ({"clean": np.eye(16) * np.nan}, StackError, "NaN"),

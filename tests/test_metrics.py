@@ -65,6 +65,24 @@ def test_integers_do_not_wrap_around():
     assert np.isposinf(psnr(np.array([[-100, 100]], "i1"), np.array([[-100, 100]], "i1")))
 
 
+def test_a_range_of_any_number_type_is_squared_without_overflow():
+    images, clean = np.zeros((2, 3, 4), "u1"), np.full((2, 3, 4), 102, "u1")
+    expected = 10 * np.log10(255**2 / 102**2)
+    whole = np.array([255, 255], "u1")
+    for span in (np.uint8(255), np.float16(255), 255, whole, da.from_array(whole)):
+        np.testing.assert_allclose(psnr(images, clean, data_range=span), expected)
+    stacks = [xr.DataArray(a, dims=("image", "y", "x")) for a in (images, clean)]
+    for span in (whole, xr.DataArray(whole, dims="image")):
+        np.testing.assert_allclose(psnr(*stacks, data_range=span), expected)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("span", [0, -1.0, np.nan, np.inf, "x", True, np.int8(-1)])
+def test_a_range_that_is_no_number_above_0_is_refused(metric, span):
+    with pytest.raises(ParameterError, match=r": data_range must be a number above 0; got "):
+        metric(np.zeros((16, 16)), np.eye(16), data_range=span)
+
+
 def test_ssim_is_that_of_scikit_image(rng):
     from skimage.metrics import structural_similarity
 
@@ -227,6 +245,30 @@ def test_stacks_keep_their_labels(large_pair, metric):
         assert labelled.image_id.values.tolist() == [7, 8, 9]
         assert (labelled.chunks is None) == (truth.chunks is None)
         np.testing.assert_allclose(labelled, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_images_of_another_size_or_with_other_labels_are_refused(large_pair, metric):
+    images, clean = large_pair
+    for first in (images, da.from_array(images)):
+        with pytest.raises(StackError, match=r"must have one size; got \[\(12, 13\), \(12, 12\)\]"):
+            metric(first, clean[..., :12])
+    with pytest.raises(StackError, match="must have one size"):
+        metric(images, clean[..., :1])
+    dims = ("image", "y", "x")
+    stack, other = (
+        xr.DataArray(a, dims=dims, coords={"image": numbers})
+        for a, numbers in ((images, [0, 1, 2]), (clean, [7, 8, 9]))
+    )
+    with pytest.raises(StackError, match="must have the same lengths and labels"):
+        metric(stack, other)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_clean_image_serves_many(large_pair, metric):
+    images, clean = large_pair
+    expected = metric(images, np.stack([clean[0]] * 3))
+    np.testing.assert_allclose(metric(images, clean[0]), expected)
 
 
 @pytest.mark.parametrize("metric", METRICS)
