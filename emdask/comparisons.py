@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ _Row = Callable[[xr.DataArray, Images, float | None], _Result]
 def compare(
     clean: Any,
     *,
-    snr: Iterable[float] = SNRS,
+    snr: float | Iterable[float] = SNRS,
     methods: Iterable[Any] | None = None,
     n_images: int = N_IMAGES,
     data_range: float | None = None,
@@ -142,8 +143,10 @@ def compare(
     return table.assign_attrs(_attrs(clean, truth, noisy, data_range, seed))
 
 
-def _check_snrs(snr: Iterable[float]) -> list[float]:
-    snrs = [snr] if isinstance(snr, int | float) else [*snr]
+def _check_snrs(snr: Any) -> list[float]:
+    several = isinstance(snr, Iterable) and not isinstance(snr, str)
+    require(several or isinstance(snr, Real), "compare", "snr must be a number, or several", snr)
+    snrs = [*snr] if several else [snr]
     require(len(snrs) > 0, "compare", "snr must hold at least one number")
     for value in snrs:
         check_number("compare", "snr", value, 1e-6, 1e6)

@@ -209,10 +209,19 @@ def test_methods_are_not_told_the_ctf_of_the_clean_images(clean):
     assert (table.why_not == "").all()
 
 
+@pytest.mark.parametrize("snr", [0.5, 1, np.float32(0.5), np.int64(1), np.array([0.5])])
+def test_one_snr_is_a_number_of_any_type(clean, snr):
+    table = table_of(clean, snr=snr)
+    assert table.snr.values.tolist() == [float(np.squeeze(snr))]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"snr": []}, ParameterError, "at least one"),
+        ({"snr": None}, ParameterError, "snr must be a number, or several; got None"),
+        ({"snr": "0.4"}, ParameterError, "snr must be a number, or several; got '0.4'"),
+        ({"snr": ["0.4"]}, ParameterError, "snr must be a number"),
         ({"snr": [0.1, -1]}, ParameterError, "snr must be a number"),
         ({"snr": [0.1, 0.1]}, ParameterError, "once"),
         ({"methods": ["blurr"]}, LookupError, "blur"),
