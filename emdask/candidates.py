@@ -51,7 +51,7 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
     Raises
     ------
     UnknownMethodError, ParameterError
-        Naming what is wrong.
+        Naming what is wrong; also where a method removes outliers and not noise.
 
     Examples
     --------
@@ -67,6 +67,9 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
         found = _parse(method) if isinstance(method, str) else _from_record(method)
         rule = "each method must be there once"
         require(found.label not in {*seen, *CONTROLS}, "compare", rule, found.label)
+        rule = "methods must remove noise"
+        remedy = f"{found.name} removes outliers alone, which are not what is added."
+        require(removes_noise(found.name), "compare", rule, found.label, remedy)
         seen.add(found.label)
         yield found
 

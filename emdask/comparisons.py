@@ -122,12 +122,14 @@ def compare(
     >>> bool(table.psnr.sel(denoiser="bm3d").mean() > table.psnr.sel(denoiser="noisy").mean() + 5)
     True
     """
+    candidates = [*parse_candidates(methods)]
     rows: dict[str, _Row] = {NOISY: _leave, GAUSSIAN: _blur_best}
-    rows |= {found.label: partial(_denoise_best, found) for found in parse_candidates(methods)}
+    rows |= {candidate.label: partial(_denoise_best, candidate) for candidate in candidates}
     snrs = _check_snrs(snr)
     if data_range is not None:
         check_data_range("compare", data_range)
     truth = _clean_stack(clean, n_images, seed)
+    _check_candidates(candidates, truth)
     noise = _unit_noise(truth, seed)
     variance = float(truth.values.var(axis=(1, 2), dtype=np.float64).mean())
     steps = [*itertools.product(rows, snrs)]
@@ -152,6 +154,14 @@ def _check_snrs(snr: Any) -> list[float]:
         check_number("compare", "snr", value, 1e-6, 1e6)
     require(len({*snrs}) == len(snrs), "compare", "each snr must be there once", snrs)
     return [float(value) for value in snrs]
+
+
+def _check_candidates(candidates: Iterable[Candidate], clean: xr.DataArray) -> None:
+    """Build each graph once: what is wrong with parameters for these images is told at once."""
+    stack = as_stack(clean[:1])
+    for candidate in candidates:
+        for params in candidate.records:
+            denoise(stack, params, device="cpu")
 
 
 # --- Images ---------------------------------------------------------------------------------------

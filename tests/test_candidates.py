@@ -7,6 +7,7 @@ import pytest
 from emdask.candidates import CONTROLS, parse_candidates, removes_noise
 from emdask.denoisers import FAMILY
 from emdask.denoisers.bm3d import BM3D
+from emdask.denoisers.inpaint import Inpaint
 from emdask.errors import ParameterError, UnknownMethodError
 from emdask.method import list_methods
 
@@ -69,3 +70,11 @@ def test_unknown_methods_and_those_named_twice_are_refused():
         list(parse_candidates(["bm3d", BM3D()]))
     with pytest.raises(UnknownMethodError, match=f"got '{CONTROLS[0]}'"):
         list(parse_candidates([CONTROLS[0]]))
+
+
+def test_methods_that_remove_outliers_alone_are_refused():
+    rule = "methods must remove noise; got 'inpaint:threshold=9'. inpaint removes outliers alone"
+    with pytest.raises(ParameterError, match=rule):
+        list(parse_candidates(["inpaint:threshold=9"]))
+    with pytest.raises(ParameterError, match="methods must remove noise"):
+        list(parse_candidates([Inpaint()]))

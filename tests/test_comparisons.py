@@ -225,6 +225,7 @@ def test_one_snr_is_a_number_of_any_type(clean, snr):
         ({"snr": [0.1, -1]}, ParameterError, "snr must be a number"),
         ({"snr": [0.1, 0.1]}, ParameterError, "once"),
         ({"methods": ["blurr"]}, LookupError, "blur"),
+        ({"methods": ["lowpass:cutoff_A=20"]}, StackError, "the pixel size of the stack"),
         ({"n_images": 0}, ParameterError, "n_images"),
         ({"data_range": -1}, ParameterError, "data_range must be a number above 0; got -1"),
         ({"clean": np.zeros((1, 16, 16))}, StackError, "not be constant"),
