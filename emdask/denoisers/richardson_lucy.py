@@ -64,8 +64,8 @@ class RichardsonLucy:
     (1985) 3864-3872: the PSF is blurred by the sieve, and so is the estimate at the end.
 
     The PSF of a CTF is negative in places, which the method does not allow, so a CTF is corrected
-    beforehand, by Wiener's filter with half the strength that suits it alone. Images are raised
-    until their darkest pixel is just positive.
+    beforehand, by the method ``wiener`` with half the strength that suits it alone. Images are
+    raised until their darkest pixel is just positive, and keep their mean.
 
     Examples
     --------

@@ -50,7 +50,7 @@ class UnsupervisedWiener:
 
     The chain starts where the method ``wiener`` would end. The result is the Wiener estimate at the
     mean of both precisions, and not the library's mean of sampled images, which is the same but for
-    the noise of the samples.
+    the noise of the samples. Gradients and what is broad under a CTF are treated as by ``wiener``.
 
     Examples
     --------

@@ -47,6 +47,11 @@ class Wiener:
     A CTF is thus corrected in phase and amplitude. The image keeps its mean, and its borders are
     mirrored.
 
+    With a CTF, what is broadest is mostly ice, carbon and illumination, which the CTF has not made
+    as weak as a particle's. So what is linear along rows and columns is kept as it is, and below
+    the first maximum of the CTF nothing is amplified more than tenfold. Broad curvature cannot be
+    told from a particle and is amplified.
+
     Examples
     --------
     >>> Wiener(psf=1.5).psf

@@ -75,7 +75,7 @@ def deconvolve(
     Parameters
     ----------
     images
-        Images of mean 0 and unit noise, (n, h, w).
+        Images of unit noise, (n, h, w).
     psf
         What `emdask.kernels.psf.freeze_psf` returned.
     optics
@@ -87,6 +87,13 @@ def deconvolve(
     Returns
     -------
     (n, h, w) float32
+        Of the mean that each image had.
+
+    Notes
+    -----
+    A CTF weakens what is broad tenfold, but not the gradients of ice and illumination, which would
+    be amplified as much. So where the PSF is the CTF, the least-squares surface that is linear
+    along rows and columns is taken away before and added afterwards.
 
     Examples
     --------
@@ -97,12 +104,29 @@ def deconvolve(
     xp = array_namespace(images)
     result = xp.empty(images.shape, np.float32)
     margins = _margins(images.shape[1:])
+    of_ctf = psf == "auto" and optics is not None
     crop = tuple(slice(m[0], m[0] + n) for m, n in zip(margins, images.shape[1:], strict=True))
     for i, image in enumerate(images):
-        wide = xp.ascontiguousarray(_extend(_extend(image, *margins[0]).T, *margins[1]).T)
+        kept = _gradient(image) if of_ctf else image.mean(dtype="f8")
+        rest = (image - kept).astype(image.dtype)
+        wide = xp.ascontiguousarray(_extend(_extend(rest, *margins[0]).T, *margins[1]).T)
         shape = (int(wide.shape[0]), int(wide.shape[1]))
-        result[i] = restore(wide, transfer_function(psf, shape, optics, i))[crop]
+        restored = restore(wide, transfer_function(psf, shape, optics, i))[crop]
+        result[i] = restored - restored.mean(dtype="f8") + kept
     return result
+
+
+def _gradient(image: Any) -> Any:
+    """Return the least-squares surface that is linear along rows and columns, with the mean."""
+    xp = array_namespace(image)
+    down, across = (xp.asarray(_lines(n)) for n in image.shape)
+    return down @ (down.T @ image @ across) @ across.T
+
+
+def _lines(n: int) -> Array:
+    """Orthonormal columns that span all straight lines over n pixels."""
+    lines = np.stack([np.ones(n), np.linspace(-1, 1, n)], axis=1)
+    return np.asarray(np.linalg.qr(lines)[0])
 
 
 def _margins(shape: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -26,6 +26,10 @@ RULE = (
 )
 # Where a Gaussian is cut, in standard deviations.
 TRUNCATE = 4.0
+# Below its first maximum a CTF that is less than this counts as this.
+LEAST_CTF = 0.1
+# A CTF has its first maximum where it comes to this share of its largest value.
+MAXIMUM = 0.9
 
 
 def freeze_psf(what: str, psf: Any, *, signed: bool = True) -> Any:
@@ -83,7 +87,10 @@ def _as_floats(values: Any) -> Any:
 def transfer_function(
     psf: Any, shape: tuple[int, int], optics: Optics | None = None, image: int = 0
 ) -> Array | None:
-    """Return by what each frequency of an image was multiplied.
+    """Return by what each frequency of an image was multiplied, as far as it is to be undone.
+
+    Below the first maximum of a CTF what is broad is amplified tenfold at most: more would be that
+    of ice and carbon. The mean of an image, at frequency 0, is not changed.
 
     Parameters
     ----------
@@ -110,12 +117,21 @@ def transfer_function(
     True
     """
     if psf == "auto" and optics is not None:
-        return optics.ctf(shape, image)
+        return _limit_ctf(optics.ctf(shape, image), frequency_grid(shape))
     if isinstance(psf, str) or psf == 0:
         return None
     if isinstance(psf, float):
         return np.asarray(np.exp(-2 * (np.pi * psf * frequency_grid(shape)) ** 2))
     return np.asarray(scipy.fft.rfft2(_place(np.asarray(psf), shape)))
+
+
+def _limit_ctf(ctf: Array, frequency: Array) -> Array:
+    """Raise the start of a CTF to what may be divided by, and frequency 0 to 1."""
+    size = np.abs(ctf)
+    start = frequency < frequency[size >= MAXIMUM * size.max()].min()
+    limited = np.where(start, np.copysign(np.maximum(size, LEAST_CTF), ctf), ctf)
+    limited[0, 0] = 1.0
+    return limited
 
 
 def _place(psf: Array, shape: tuple[int, int]) -> Array:

@@ -22,6 +22,7 @@ from emdask.denoisers.unsupervised_wiener import UnsupervisedWiener
 from emdask.denoisers.wiener import Wiener
 from emdask.errors import MissingLibraryError, ParameterError
 from emdask.kernels import deconvolution
+from emdask.kernels.ctf import Optics
 from emdask.kernels.psf import freeze_psf, gaussian_psf, transfer_function
 from emdask.options import method_options
 from emdask.simulators import demo_particles
@@ -63,6 +64,10 @@ def wide_unit(image: np.ndarray, sigma: float, margin: int) -> np.ndarray:
     return np.pad((image - image.mean()) / sigma, margin, mode="symmetric").astype("f4")
 
 
+def with_mean_0(image: np.ndarray) -> np.ndarray:
+    return np.asarray(image - image.mean())
+
+
 def test_wiener_is_that_of_scikit_image(
     clean: np.ndarray, rng: np.random.Generator, mirrored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,7 +77,7 @@ def test_wiener_is_that_of_scikit_image(
     for image, done in zip(noisy, result, strict=True):
         wide = wide_unit(image, 0.4, 30)
         restored = restoration.wiener(wide, LOPSIDED, 2.0 * 1.5**2, clip=False)
-        expected = 0.4 * restored[30:-30, 30:-30] + image.mean()
+        expected = 0.4 * with_mean_0(restored[30:-30, 30:-30]) + image.mean()
         np.testing.assert_allclose(done, expected, atol=1e-5)
 
 
@@ -107,8 +112,8 @@ def test_richardson_lucy_is_that_of_scikit_image(
         raised = wide - wide.min() + 0.01
         kernel = scipy.signal.convolve2d(LOPSIDED, sieve)
         estimate = restoration.richardson_lucy(raised, kernel, num_iter=4, clip=False)
-        smooth = scipy.ndimage.gaussian_filter(estimate, 1.5) + wide.min() - 0.01
-        np.testing.assert_allclose(done, 0.4 * smooth[30:-30, 30:-30] + image.mean(), atol=1e-4)
+        smooth = with_mean_0(scipy.ndimage.gaussian_filter(estimate, 1.5)[30:-30, 30:-30])
+        np.testing.assert_allclose(done, 0.4 * smooth + image.mean(), atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [1, 2, 20, 64, 79, 96, 128, 301])
@@ -137,6 +142,46 @@ def test_the_ctf_is_corrected(method: str) -> None:
     corrected = fitted_error(emdask.denoise(stack, method).values, density)
     assert corrected < 0.3 * seen
     assert corrected < 0.5 * smoothed
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("amplitude_contrast", [0.0, 0.1])
+def test_the_mean_is_kept(method: str, amplitude_contrast: float) -> None:
+    stack, _ = demo_particles(n_images=2, box_px=64, seed=4)
+    stack = stack.copy(data=stack.values + 3).assign_attrs(amplitude_contrast=amplitude_contrast)
+    for parameters in ({}, {"psf": 1.5}):
+        result = emdask.denoise(stack, method, **parameters).values
+        np.testing.assert_allclose(result.mean((1, 2)), stack.values.mean((1, 2)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_not_amplified(method: str) -> None:
+    stack, _ = demo_particles(n_images=2, box_px=64, seed=4)
+    down, across = np.mgrid[-1:1:64j, -1:1:64j]
+    slope = (5 * across - 2 * down + across * down).astype("f4")
+    tilted = stack.copy(data=stack.values + slope)
+    level, steep = (emdask.denoise(images, method).values for images in (stack, tilted))
+    np.testing.assert_allclose(steep, level + slope, atol=0.02)
+    assert level.std() < 3
+
+
+@pytest.mark.parametrize("defocus_A", [-1e4, 1e4, 3e4])
+@pytest.mark.parametrize("amplitude_contrast", [0.0, 0.07, 0.2])
+def test_what_is_broad_is_amplified_tenfold_at_most(
+    defocus_A: float, amplitude_contrast: float
+) -> None:
+    known = {"pixel_size_A": 2.0, "defocus_u_A": defocus_A, "defocus_v_A": defocus_A}
+    optics = Optics(**known, amplitude_contrast=amplitude_contrast)
+    ctf, limited = optics.ctf((200, 200), 0), transfer_function("auto", (200, 200), optics)
+    assert limited is not None
+    assert limited[0, 0] == 1
+    first = int(np.argmax(np.abs(ctf[0]) > 0.9))
+    assert first > 5
+    assert np.abs(limited[0, :first]).min() >= 0.1
+    same = np.abs(ctf) > 0.1
+    same[0, 0] = False
+    np.testing.assert_array_equal(limited[same], ctf[same])
+    np.testing.assert_array_equal(limited[:, first:], ctf[:, first:])
 
 
 def test_each_image_gets_its_own_ctf() -> None:
