@@ -97,9 +97,10 @@ def why_no_peak() -> str | None:
 def _give_back_memory() -> None:
     """Free what nothing refers to, and let the system have what is free."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, TypeError, AttributeError):
+        return  # Another C library than that of most Linuxes: what is free stays with the process.
 
 
 def _start_peak() -> float:

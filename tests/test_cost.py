@@ -55,6 +55,17 @@ def test_a_system_without_peaks_gives_nan_and_a_reason(monkeypatch):
     assert "Linux" in why_no_peak()
 
 
+@pytest.mark.parametrize("error", [OSError, TypeError, AttributeError])
+def test_a_system_whose_memory_cannot_be_given_back_is_measured_all_the_same(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr("emdask.cost.ctypes.CDLL", fail)
+    result, cost = measure(lambda: 3)
+    assert result == 3
+    assert cost.cpu_s >= 0
+
+
 def test_many_measurements_leave_the_collector_as_it_was():
     frozen = []
 
