@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import rcParams
 from PIL import Image
 
 from emdask.kernels.fourier import radial_power
@@ -75,6 +76,20 @@ def test_comparison_is_drawn_by_rising_snr_and_against_the_reference():
         np.testing.assert_array_equal(axes.lines[1].get_xdata(), [0.1, 0.4])
         np.testing.assert_array_equal(axes.lines[1].get_ydata(), expected)
     assert [text.get_text() for text in left.get_xticklabels()] == ["0.1", "0.4"]
+
+
+def test_dashes_of_the_controls_are_seen_in_the_legend():
+    values = {"noisy": [1.0, 2.0], "best gaussian": [2.0, 3.0]}
+    for figure in (
+        draw_comparison([0.1, 0.4], values, "noisy", [*values]),
+        draw_frc([0.1, 0.4], values, controls=[*values]),
+    ):
+        (legend,) = figure.legends
+        solid, dashed = legend.legend_handles
+        assert (solid.get_linestyle(), dashed.get_linestyle()) == ("-", "--")
+        period_pt = sum(rcParams["lines.dashed_pattern"]) * dashed.get_linewidth()
+        length_pt = legend.handlelength * legend.get_texts()[0].get_fontsize()
+        assert length_pt > 3 * period_pt
 
 
 def test_frc_is_drawn_as_far_as_something_correlates():
