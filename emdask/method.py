@@ -61,8 +61,9 @@ class Method:
         ``params -> px``: how far a pixel of the result reaches into the image, for tiles; None
         where the method needs whole images.
     complete
-        ``(params, attrs) -> params``: puts in what the stack's attributes tell, such as the pixel
-        size, and raises at once where they tell too little; None where nothing is wanted of them.
+        ``(params, attrs, shape) -> params``: puts in what the stack's attributes and its shape (n,
+        h, w) tell, such as the pixel size, and raises at once where they tell too little; None
+        where nothing is wanted of them.
     takes_optics
         Whether ``apply`` has the keyword ``optics``: the `emdask.kernels.ctf.Optics` of its images,
         None where the stack knows no defocus.
@@ -74,7 +75,7 @@ class Method:
     apply: Mapping[str, Callable[..., Any]]
     learn: Learn | None = None
     halo: Callable[[Any], int] | None = None
-    complete: Callable[[Any, Mapping[str, Any]], Any] | None = None
+    complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
     takes_optics: bool = False
     removes: Literal["noise", "outliers"] = "noise"
 

@@ -146,7 +146,8 @@ def _note(images: np.ndarray, params: Note, *, optics: Optics | None) -> np.ndar
     return result
 
 
-def _complete(params: Note, attrs: dict) -> Note:
+def _complete(params: Note, attrs: dict, shape: tuple[int, ...]) -> Note:
+    assert shape[1:] == (4, 4)
     return Note(pixel_size_A=attrs["pixel_size_A"]) if "pixel_size_A" in attrs else params
 
 

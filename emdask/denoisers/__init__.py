@@ -135,8 +135,8 @@ def learn_denoiser(
 
 
 def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
-    """Put into the parameters what the stack's attributes tell."""
-    return params if record.complete is None else record.complete(params, stack.attrs)
+    """Put into the parameters what the stack's attributes and shape tell."""
+    return params if record.complete is None else record.complete(params, stack.attrs, stack.shape)
 
 
 def _check_model(model: Any, name: str, wanted: bool) -> Any:

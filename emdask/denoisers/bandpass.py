@@ -83,7 +83,7 @@ class Bandpass:
         check_pixel_size("bandpass", self.pixel_size_A)
 
 
-def complete(params: Bandpass, attrs: Mapping[str, Any]) -> Bandpass:
+def complete(params: Bandpass, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Bandpass:
     """Take the pixel size of the stack, where a resolution in Å needs it."""
     given = {"short_A": params.short_A, "long_A": params.long_A}
     pixel_size_A = known_pixel_size("bandpass", params.pixel_size_A, attrs, given)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class Inpaint:
     Biharmonic inpainting by scikit-image (Damelin and Hoang, International Journal of Mathematics
     and Mathematical Sciences (2018) 3950312). Regions of more than 100 pixels are filled in a
     binned image, or the noise at their rim would be continued across them. An image without
-    outliers comes back bit by bit.
+    outliers comes back bit by bit. Of sparse counts, such as an image of zeros with less than 1 %
+    of ones, each count is an outlier: give a mask there.
 
     Examples
     --------
@@ -86,11 +87,13 @@ class Inpaint:
         check_number("inpaint", "grow_px", self.grow_px, 0, 100)
 
 
-def complete(params: Inpaint, attrs: Mapping[str, Any]) -> Inpaint:
-    """Look at the mask's file at once, and not only when images are computed."""
-    if params.mask is not None:
-        read_mask(params.mask)
-    return params
+def complete(params: Inpaint, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Inpaint:
+    """Look at the mask's file at once, and tell workers where it is whatever their folder."""
+    if params.mask is None:
+        return params
+    path = str(Path(params.mask).expanduser().absolute())
+    _mask_for(path, shape[1:])
+    return replace(params, mask=path)
 
 
 def read_mask(path: str) -> npt.NDArray[np.bool_]:
@@ -101,7 +104,7 @@ def read_mask(path: str) -> npt.NDArray[np.bool_]:
     FileNotFoundError
         If there is none.
     FormatError
-        If it does not hold one image.
+        If it does not hold one image of numbers, or leaves no pixel to fill from.
     """
     stat = Path(path).stat()
     return _read_mask(path, stat.st_mtime_ns, stat.st_size)
@@ -111,7 +114,7 @@ def read_mask(path: str) -> npt.NDArray[np.bool_]:
 def _read_mask(path: str, changed: int, size: int) -> npt.NDArray[np.bool_]:
     """Read what a file held at a time."""
     if Path(path).suffix.lower() == ".npy":
-        values = np.load(path, allow_pickle=False)
+        values = _load_array(path)
     else:
         from emdask.io import open_stack
 
@@ -120,7 +123,24 @@ def _read_mask(path: str, changed: int, size: int) -> npt.NDArray[np.bool_]:
         values = values[0]
     if values.ndim != 2:
         raise FormatError(sentence(path, "a mask is one image (h, w)", values.shape))
-    return np.asarray(values != 0)
+    mask = np.asarray(values != 0)
+    if mask.all():
+        remedy = "Is it the other way round? Pixels that are not 0 are filled."
+        raise FormatError(sentence(path, "a mask must leave pixels to fill from", remedy=remedy))
+    return mask
+
+
+def _load_array(path: str) -> npt.NDArray[Any]:
+    """Read an array of numbers; no pickles."""
+    rule, remedy = "must be a whole array of numbers", "Write it by numpy.save()."
+    try:
+        with open(path, "rb") as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise FormatError(sentence(path, rule, remedy=remedy)) from error
+    if values.dtype.kind not in "biuf":
+        raise FormatError(sentence(path, rule, str(values.dtype), remedy))
+    return np.asarray(values)
 
 
 def denoise_cpu(images: npt.NDArray[Any], params: Inpaint) -> npt.NDArray[np.float32]:

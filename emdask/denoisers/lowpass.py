@@ -71,7 +71,7 @@ class Lowpass:
         check_pixel_size("lowpass", self.pixel_size_A)
 
 
-def complete(params: Lowpass, attrs: Mapping[str, Any]) -> Lowpass:
+def complete(params: Lowpass, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Lowpass:
     """Take the pixel size of the stack, where a cutoff in Å needs it."""
     given = {"cutoff_A": params.cutoff_A}
     pixel_size_A = known_pixel_size("lowpass", params.pixel_size_A, attrs, given)

@@ -226,9 +226,41 @@ def test_bad_masks_are_told(noise: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"a mask is one image \(h, w\); got \(3, 4, 5\)"):
         emdask.denoise(noise, "inpaint", mask=str(tmp_path / "three.npy"))
     write_mask(tmp_path / "small.npy", np.zeros((4, 5)))
-    lazy = emdask.denoise(noise, "inpaint", mask=str(tmp_path / "small.npy"))
     with pytest.raises(StackError, match=r"the size of the images, 90 x 110 px; got '4 x 5 in "):
-        lazy.compute()
+        emdask.denoise(noise, "inpaint", mask=str(tmp_path / "small.npy"))
+    write_mask(tmp_path / "all.tif", np.ones((90, 110)))
+    with pytest.raises(FormatError, match=r"all\.tif: a mask must leave pixels .*Is it the other"):
+        emdask.denoise(noise, "inpaint", mask=str(tmp_path / "all.tif"))
+
+
+def test_arrays_that_are_no_masks_are_told(noise: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "mask.npy"
+    write_mask(path, np.zeros((90, 110)))
+    whole = path.read_bytes()
+    objects = np.zeros((90, 110), object)
+    for content in (b"", b"no array", whole[:50], whole[:-1], objects, np.full((90, 110), "a")):
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            np.save(path, content, allow_pickle=True)
+        with pytest.raises(FormatError, match=r"mask\.npy: must be a whole array of numbers.*save"):
+            emdask.denoise(noise, "inpaint", mask=str(path))
+
+
+@pytest.mark.parametrize("mask", ["mask.npy", "~/mask.npy"])
+def test_workers_find_the_mask_from_any_folder(
+    mask: str, noise: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled = disc((90, 110), (40, 60), 4)
+    write_mask(tmp_path / "mask.npy", filled)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    lazy = emdask.denoise(emdask.stack.as_stack(noise), "inpaint", mask=mask)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal((lazy.values != noise).any(axis=0), filled)
+    told = lazy.attrs["provenance"][-1]["parameters"]["mask"]
+    assert told == str(tmp_path / "mask.npy")
 
 
 @pytest.mark.parametrize(
