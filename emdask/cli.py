@@ -432,6 +432,14 @@ def compare(
     n_images: Annotated[
         int, typer.Option(metavar="N", help="Take the first images of CLEAN.", min=1)
     ] = 16,
+    data_range: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Of PSNR and SSIM (default: max - min of each clean image).",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the noise.", min=0)] = 0,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="For compare.csv and compare.html.")
@@ -449,6 +457,7 @@ def compare(
         snr=None if snr is None else split_words(snr),
         methods=None if methods is None else split_words(methods),
         n_images=n_images,
+        data_range=data_range,
         seed=seed,
         out=out,
     )

@@ -31,6 +31,7 @@ def compare_files(
     snr: Sequence[str] | None,
     methods: Sequence[str] | None,
     n_images: int,
+    data_range: float | None,
     seed: int,
     out: Path,
 ) -> None:
@@ -38,7 +39,7 @@ def compare_files(
 
     Parameters
     ----------
-    clean, methods, n_images, seed
+    clean, methods, n_images, data_range, seed
         As of `emdask.compare`.
     snr
         Numbers; None for the usual ones.
@@ -65,6 +66,7 @@ def compare_files(
             snr=snrs,
             methods=methods,
             n_images=n_images,
+            data_range=data_range,
             seed=seed,
             on_progress=on_progress,
         )

@@ -381,6 +381,6 @@ def _attrs(
         "shape_px": list(truth.shape[1:]),
         "images_per_block": noisy.data.chunks[0][0],
         "seed": seed,
-        "data_range": "max - min of each clean image" if data_range is None else data_range,
+        "data_range": "max - min of each clean image" if data_range is None else float(data_range),
         "memory_missing": why_no_peak() or "",
     }
