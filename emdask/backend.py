@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import socket
+import threading
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
@@ -213,6 +214,35 @@ def count_cards() -> int:
     import cupy
 
     return int(cupy.cuda.runtime.getDeviceCount())
+
+
+class _OneBlasThread:
+    """Products of matrices on one thread of the processor, while any thread wants it so."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        # BLAS of compiled loops; what is loaded later would not be limited.
+        import scipy.linalg.cython_blas  # noqa: F401
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if self._n_inside == 0:
+                self._limits = threadpool_limits(limits=1, user_api="blas")
+            self._n_inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._limits.restore_original_limits()
+
+
+# For tasks: Dask owns the cores, and BLAS rounds otherwise on another number of threads.
+one_blas_thread = _OneBlasThread()
 
 
 def on_device(

@@ -341,6 +341,8 @@ def denoise_files(
         wanted = learns(record, params)
         rule = "does not go with --model" if wanted else f"{method} learns nothing from the stack"
         require(wanted and model is None, "--save-model", rule)
+        rule = "must be another place than OUT"
+        require(keep_model.absolute() != Path(out).absolute(), "--save-model", rule, out)
         check_model_target(keep_model, overwrite=overwrite)
     stack = source.open()
     plan = Plan(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from dask.utils import key_split
 
-from emdask.backend import array_namespace, on_device, resolve_device
+from emdask.backend import array_namespace, on_device, one_blas_thread, resolve_device
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.kernels.ctf import Optics
@@ -224,7 +224,8 @@ def _apply_block(
         along = {"optics": replace(optics, **dict(zip(varying, values, strict=True)))}
     elif method.takes_optics:
         function = partial(function, optics=None)
-    return on_device(function, images, *arguments, device=where, along=along)  # type: ignore[no-any-return]
+    with one_blas_thread:
+        return on_device(function, images, *arguments, device=where, along=along)  # type: ignore[no-any-return]
 
 
 def _starts(images: da.Array) -> npt.NDArray[np.int64]:
@@ -306,7 +307,8 @@ def map_tiles(
 
 def _apply_tile(images: Images, *, method: Method, params: Any, device: str) -> Images:
     where = resolve_device(device, method.apply)
-    return on_device(method.apply[where], images, params, device=where)  # type: ignore[no-any-return]
+    with one_blas_thread:
+        return on_device(method.apply[where], images, params, device=where)  # type: ignore[no-any-return]
 
 
 def map_signature(function: Callable[..., Any], signature: str, *arrays: Any, **sizes: int) -> Any:
@@ -388,6 +390,7 @@ def learn_model(
             block,
             image_ids[end - size : end],
             params,
+            images.shape[0],
             int(end - size),
             bad_pixels,
             dask_key_name=f"{name}-sums-{token}-{i}",
@@ -415,14 +418,23 @@ def _sum_block(
     images: Images,
     image_ids: Images,
     params: Any,
+    n_images: int,
     first: int,
     bad_pixels: str,
 ) -> Any:
-    return chunk(_clean(images, first, bad_pixels), image_ids, params)
+    with one_blas_thread:
+        return chunk(_clean(images, first, bad_pixels), image_ids, params, n_images)
 
 
 def _finalize(finalize: Callable[..., Any], sums: Any, params: Any, name: str) -> Any:
-    return finalize(sums, params).assign_attrs(method=name)
+    with one_blas_thread:
+        model = finalize(sums, params)
+    return model.assign_attrs(method=name, **_plain(asdict(params)))
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that the attributes of a stored model can hold."""
+    return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
 
 
 def _combine(combine: Callable[[Any, Any], Any], sums: list[Any]) -> Any:

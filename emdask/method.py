@@ -28,20 +28,25 @@ class Learn:
     Parameters
     ----------
     chunk
-        ``(images, image_ids, params) -> sums``; a block of images to additive sums.
+        ``(images, image_ids, params, n_images) -> sums``; a block of images to additive sums, of a
+        stack of so many images.
     combine
         ``(sums, sums) -> sums``; associative.
     finalize
         ``(sums, params) -> model``, an `xarray.Dataset`; its attributes are numbers and words.
+        Method and parameters are added to them.
     wanted
         ``params -> bool``: whether these parameters ask for a model; None where all do. ``apply``
         gets None for the model where they do not.
+    shared
+        Parameters that must be those of the model.
     """
 
     chunk: Callable[..., Any]
     combine: Callable[[Any, Any], Any]
     finalize: Callable[..., Any]
     wanted: Callable[[Any], bool] | None = None
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -209,14 +209,16 @@ def _check_noise(noise: Any, name: str) -> Any:
 NAME = "noise"
 
 
-def _sum(images: npt.NDArray[Any], ids: npt.NDArray[Any], params: NoiseParams) -> NoiseSums:
+def _sum(
+    images: npt.NDArray[Any], ids: npt.NDArray[Any], params: NoiseParams, n_images: int
+) -> NoiseSums:
     return sum_noise(images, corners=params.takes_corners(images.shape))
 
 
 def _finish(sums: NoiseSums, params: NoiseParams) -> xr.Dataset:
     frequency, power = noise_spectrum(sums)
     spectrum = xr.DataArray(power, dims="frequency", coords={"frequency": frequency})
-    return xr.Dataset({"power": spectrum}, attrs=asdict(params))
+    return xr.Dataset({"power": spectrum})
 
 
 def _whiten(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -502,3 +504,25 @@ def test_a_real_card_that_is_nearly_full(
         on_device(take_too_much, images, device="cuda")
     for i, result in enumerate(run_threads(4, Sizes(), images)):
         np.testing.assert_array_equal(result, 2 * (images + i))
+
+
+ONE_THREAD = """
+from threadpoolctl import threadpool_info
+
+from emdask.backend import one_blas_thread
+
+def threads():
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+with one_blas_thread:
+    with one_blas_thread:
+        assert threads() == {1}
+    assert threads() == {1}
+assert threads() == {2}
+"""
+
+
+def test_blas_has_one_thread_while_any_task_wants_it() -> None:
+    """In a process of its own: tasks of other tests may still be running in this one."""
+    environment = os.environ | dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "2")
+    subprocess.run([sys.executable, "-c", ONE_THREAD], env=environment, check=True)

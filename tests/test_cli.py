@@ -393,6 +393,8 @@ def test_what_was_learnt_is_kept_and_serves_again(stack_path, plugin_folder, mon
     assert run(plugin_folder, *words, "--resume", cwd=folder)[0] == 0
     assert_refused(call(*words, "--overwrite", "--model", "m.zarr"), "--save-model: does not go")
     monkeypatch.chdir(folder)
+    same = call("denoise", "in.star", "c.zarr", *learn, "--save-model", "c.zarr")
+    assert_refused(same, "--save-model: must be another place than OUT; got 'c.zarr'")
     assert_refused(call(*words), "m.zarr: exists already", "--overwrite")
     refused = call("denoise", "in.star", "b.zarr", "--method", "ddtf", "--model", "m.zarr")
     assert_refused(refused, "ddtf: model must be one that ddtf has learnt; got 'ksvd'")

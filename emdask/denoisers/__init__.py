@@ -75,7 +75,7 @@ def denoise(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
     params = complete_params(record, params, source)
-    model = _check_model(model, name, learns(record, params))
+    model = _check_model(model, name, record, params)
     if learns(record, params) and model is None:
         model = _learn(source, name, record, params, bad_pixels)
     images = map_images(
@@ -88,7 +88,8 @@ def denoise(
         optics=optics_of(source) if record.takes_optics else None,
         bad_pixels=bad_pixels,
     )
-    attrs = add_provenance(source.attrs, name, asdict(params))
+    learnt = {"model": dict(model.attrs)} if isinstance(model, xr.Dataset) else {}
+    attrs = add_provenance(source.attrs, name, asdict(params) | learnt)
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 
 
@@ -139,20 +140,27 @@ def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
     return params if record.complete is None else record.complete(params, stack.attrs, stack.shape)
 
 
-def _check_model(model: Any, name: str, wanted: bool) -> Any:
-    """Open a model that is given by its path; refuse one of another method."""
+def _check_model(model: Any, name: str, record: Method, params: Any) -> Any:
+    """Open a model that is given by its path; refuse one of another method or other parameters."""
     if model is None:
         return None
+    wanted = record.learn is not None and learns(record, params)
     rule = "learns nothing from a stack, with these parameters, and takes no model"
     require(wanted, name, rule, type(model).__name__)
+    other = f"model must be one that {name} has learnt"
     if isinstance(model, str | Path):
         model = open_model(model)
     if isinstance(model, xr.Dataset):
-        rule = f"model must be one that {name} has learnt"
-        require(model.attrs.get("method") == name, name, rule, model.attrs.get("method"))
+        require(model.attrs.get("method") == name, name, other, model.attrs.get("method"))
+        for shared in record.learn.shared if record.learn is not None else ():
+            rule = f"{shared} must be that of the model, {model.attrs[shared]!r}"
+            given = getattr(params, shared)
+            require(given == model.attrs[shared], name, rule, given, f"Pass {shared} as well.")
         return model.load()
     is_delayed = isinstance(model, Delayed)
     require(is_delayed, name, "model must be a dataset, or a path of one", type(model).__name__)
+    of_method, is_model, _ = str(model.key).partition("-model-")
+    require(not is_model or of_method == name, name, other, of_method)
     return model
 
 

@@ -131,7 +131,10 @@ class Samples(NamedTuple):
 
 
 def sample_scales(
-    images: npt.NDArray[Any], image_ids: npt.NDArray[np.integer[Any]], params: Ddtf
+    images: npt.NDArray[Any],
+    image_ids: npt.NDArray[np.integer[Any]],
+    params: Ddtf,
+    n_images: int = 1,
 ) -> Samples:
     """Draw patches at each resolution.
 
@@ -143,6 +146,8 @@ def sample_scales(
         Their numbers, (n,).
     params
         Parameters.
+    n_images
+        Size of the stack.
 
     Returns
     -------
@@ -150,11 +155,14 @@ def sample_scales(
     """
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
-    return _sample_unit_noise(unit[noisy], image_ids[noisy], params)
+    return _sample_unit_noise(unit[noisy], image_ids[noisy], params, n_images)
 
 
 def _sample_unit_noise(
-    images: npt.NDArray[np.float32], image_ids: npt.NDArray[np.integer[Any]], params: Ddtf
+    images: npt.NDArray[np.float32],
+    image_ids: npt.NDArray[np.integer[Any]],
+    params: Ddtf,
+    n_images: int = 1,
 ) -> Samples:
     """Draw patches at each resolution from images that will be denoised at it."""
     wanted = np.zeros(len(images), np.int64)
@@ -172,6 +180,7 @@ def _sample_unit_noise(
                 patch_px=params.patch_px,
                 n_patches=params.n_patches,
                 seed=params.seed,
+                n_images=n_images,
             )
         )
     return Samples(params.n_patches, tuple(scales))
@@ -207,7 +216,6 @@ def learn_frames(samples: Samples, params: Ddtf) -> xr.Dataset:
     xarray.Dataset
         See `Ddtf`.
     """
-    attrs = {"patch_px": params.patch_px}
     learnt = [_learn_scale(sample, params) for sample in samples.scales]
     objective = np.full((len(learnt), params.n_iterations), np.nan)
     for row, frame in zip(objective, learnt, strict=True):
@@ -218,7 +226,6 @@ def learn_frames(samples: Samples, params: Ddtf) -> xr.Dataset:
             "objective": (("scale", "step"), objective),
             "n_learnt": (("scale",), np.array([len(sample.keys) for sample in samples.scales])),
         },
-        attrs=attrs,
     )
 
 
@@ -264,10 +271,6 @@ def denoise(images: Any, params: Ddtf, model: xr.Dataset | None) -> Any:
 
 def check_model(model: xr.Dataset, params: Ddtf) -> None:
     """Refuse a model that was learnt with other parameters than those given."""
-    rule = f"patch_px must be that of the model, {model.attrs['patch_px']}"
-    remedy = "Learn the model with the same parameters."
-    same = params.patch_px == model.attrs["patch_px"]
-    require(same, "ddtf", rule, params.patch_px, remedy)
     if params.n_scales != "auto":
         most = model.sizes["scale"]
         rule = f"n_scales must be at most that of the model, {most}"
@@ -343,5 +346,6 @@ METHOD = Method(
         combine=merge_blocks,
         finalize=learn_frames,
         wanted=learns_from_stack,
+        shared=("patch_px",),
     ),
 )

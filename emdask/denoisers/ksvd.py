@@ -71,8 +71,8 @@ class Ksvd:
     The model is an `xarray.Dataset`: ``atoms (scale, atom, pixel)`` float32, the finest scale
     first, pixels row by row, of unit norm or, beyond those that were learnt, zero; and ``n_patches
     (scale)``, how many patches each was learnt from. It suits images of any size and noise. Where a
-    model is given, the parameters of learning (``patch_px`` and those below it) have no effect.
-    ``scope="image"`` takes none.
+    model is given, ``patch_px`` must be its own, and the parameters of learning below it have no
+    effect. ``scope="image"`` takes none.
 
     Beyond the paper are scales, and the smaller residual of 1.1 instead of 1.15 times the noise,
     which is 0.08 dB better on a photograph; see ``benchmarks/results/ksvd.md``.
@@ -135,7 +135,10 @@ class Samples(NamedTuple):
 
 
 def sample_scales(
-    images: npt.NDArray[Any], image_ids: npt.NDArray[np.integer[Any]], params: Ksvd
+    images: npt.NDArray[Any],
+    image_ids: npt.NDArray[np.integer[Any]],
+    params: Ksvd,
+    n_images: int = 1,
 ) -> Samples:
     """Draw patches at each scale; images teach the scales at which they are denoised.
 
@@ -147,6 +150,8 @@ def sample_scales(
         Their numbers, (n,).
     params
         Parameters.
+    n_images
+        Size of the stack.
 
     Returns
     -------
@@ -155,11 +160,15 @@ def sample_scales(
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
     n_scales = MOST_AUTO_SCALES if params.n_scales == "auto" else params.n_scales
-    return _sample_unit_noise(unit[noisy], image_ids[noisy], n_scales, params)
+    return _sample_unit_noise(unit[noisy], image_ids[noisy], n_scales, params, n_images)
 
 
 def _sample_unit_noise(
-    unit: Floats, image_ids: npt.NDArray[np.integer[Any]], n_scales: int, params: Ksvd
+    unit: Floats,
+    image_ids: npt.NDArray[np.integer[Any]],
+    n_scales: int,
+    params: Ksvd,
+    n_images: int = 1,
 ) -> Samples:
     from emdask.kernels.ksvd import list_scales
 
@@ -168,6 +177,7 @@ def _sample_unit_noise(
         "patch_px": params.patch_px,
         "n_patches": n_patches,
         "seed": params.seed,
+        "n_images": n_images,
     }
     samples = [sample_patches(unit[:0], [], **sizes) for _ in range(n_scales)]
     for chosen, count in choose_scales(unit, params):
@@ -359,5 +369,6 @@ METHOD = Method(
         combine=merge_blocks,
         finalize=learn_dictionaries,
         wanted=learns_from_stack,
+        shared=("patch_px",),
     ),
 )

@@ -18,6 +18,9 @@ __all__ = ["PatchSample", "merge_samples", "sample_patches"]
 Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.float64]
 
+# Of a large stack, a block keeps so many times its share: images without noise, and those that some
+# scale does without, teach nothing, and others make up for them.
+SURPLUS = 8
 # Keys of a large image are drawn piece by piece: 2 MiB.
 PLACES_AT_ONCE = 1 << 18
 
@@ -44,6 +47,7 @@ def sample_patches(
     patch_px: int,
     n_patches: int,
     seed: int,
+    n_images: int = 1,
 ) -> PatchSample:
     """Draw square patches from all places of images with equal chances.
 
@@ -59,6 +63,9 @@ def sample_patches(
         Most patches in the sample.
     seed
         Of the choice, at least 0.
+    n_images
+        Size of the stack: of a large one, places with keys that have no chance beside those of the
+        other images are left out, so that what its blocks send is little.
 
     Returns
     -------
@@ -72,7 +79,8 @@ def sample_patches(
     (6, 4)
     """
     height, width = (max(0, n - patch_px + 1) for n in images.shape[1:])
-    keys, places = _draw_places(image_ids, height * width, n_patches, seed)
+    limit = SURPLUS * n_patches / max(1, n_images * height * width)
+    keys, places = _draw_places(image_ids, height * width, n_patches, seed, limit)
     if len(keys) == 0:
         return PatchSample(keys, np.empty((0, patch_px**2), np.float32))
     order = np.argsort(keys)[:n_patches]
@@ -119,10 +127,10 @@ def _keep_smallest(keys: Keys, patches: Floats, n_patches: int) -> PatchSample:
 
 
 def _draw_places(
-    image_ids: Iterable[int], n_places: int, n_patches: int, seed: int
+    image_ids: Iterable[int], n_places: int, n_patches: int, seed: int, limit: float
 ) -> tuple[Keys, npt.NDArray[np.int64]]:
     """Smallest keys of some images, and where in the stack they are, flat; in no order."""
-    keys, places, limit = np.empty(0), np.empty(0, np.int64), np.inf
+    keys, places = np.empty(0), np.empty(0, np.int64)
     for number, image_id in enumerate(image_ids):
         rng = np.random.default_rng([seed, int(image_id)])
         for start in range(0, n_places, PLACES_AT_ONCE):

@@ -177,6 +177,8 @@ def test_models_are_datasets_and_can_be_kept(
     assert model.attrs["method"] == method
     assert model.nbytes < 2**24
     path = emdask.save_model(model, tmp_path / "model.zarr")
+    used = emdask.denoise(build_stack(da.from_array(noisy)), method, model=path)
+    assert used.attrs["provenance"][-1]["parameters"]["model"] == model.attrs
     kept = emdask.denoise(noisy[1:3], method, model=path).compute()
     whole = emdask.denoise(noisy, method).compute()
     np.testing.assert_array_equal(kept, whole[1:3])
@@ -191,6 +193,15 @@ def test_what_is_learnt_does_not_depend_on_the_chunks(method: str, noisy: np.nda
     ]
     for model in models[1:]:
         xr.testing.assert_identical(model, models[0])
+
+
+def test_what_a_block_of_a_large_stack_sends_is_little(method: str) -> None:
+    learn = record_of(method).learn
+    if learn is None:
+        pytest.skip(f"{method} learns nothing")
+    images = np.random.default_rng(0).normal(size=(16, 64, 64)).astype("f4")
+    sums = learn.chunk(images, np.arange(16), record_of(method).params(), 16 * 1024)
+    assert len(pickle.dumps(sums)) < images.nbytes
 
 
 def test_parameters_pickle_and_tokenize(method: str) -> None:

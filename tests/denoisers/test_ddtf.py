@@ -77,7 +77,7 @@ def test_parameters_out_of_range(parameters: dict[str, Any], message: str) -> No
 
 def test_a_model_has_a_frame_of_each_resolution(model: xr.Dataset) -> None:
     assert dict(model.sizes) == {"scale": 3, "atom": 64, "pixel": 64, "step": 30}
-    assert model.attrs == {"method": "ddtf", "patch_px": 8}
+    assert (model.attrs["method"], model.attrs["patch_px"]) == ("ddtf", 8)
     assert model["n_learnt"].values.tolist() == [2000, 2000, 6 * 9 * 9]
     for atoms in model["atoms"].values:
         np.testing.assert_allclose(atoms @ atoms.T, np.eye(64), atol=1e-5)
@@ -118,7 +118,7 @@ def test_clear_images_teach_no_third_resolution(noisy: Floats) -> None:
 @pytest.mark.parametrize(
     ("learnt_with", "used_with", "message"),
     [
-        ({}, {"patch_px": 16}, "patch_px must be that of the model, 8; got 16. Learn the model"),
+        ({}, {"patch_px": 16}, "patch_px must be that of the model, 8; got 16. Pass patch_px"),
         (
             {},
             {"scope": "image"},

@@ -134,6 +134,10 @@ def test_a_model_of_another_kind_is_refused() -> None:
     stack = emdask.learn_denoiser(noisy, "ksvd", n_scales=1, **LEARNING).compute()
     for options, said in (
         ({"scope": "image"}, "ksvd: learns nothing from a stack, with these parameters"),
+        (
+            {"patch_px": 6},
+            "ksvd: patch_px must be that of the model, 8; got 6. Pass patch_px as well",
+        ),
         ({"n_scales": 2}, "n_scales must be at most that of the model, 1; got 2"),
     ):
         with pytest.raises(ParameterError, match=said):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
+from emdask.kernels import patches
 from emdask.kernels.patches import PatchSample, merge_samples, sample_patches
 
 SIZES = {"patch_px": 3, "seed": 5}
@@ -73,3 +76,16 @@ def test_every_place_has_the_same_chance() -> None:
         counts[sample.patches.ravel().astype(int)] += 1
     assert counts.sum() == 3600
     assert np.abs(counts - 100).max() < 5 * np.sqrt(100 * 0.75)
+
+
+def test_blocks_of_a_large_stack_keep_their_share_and_some() -> None:
+    images = np.random.default_rng(0).normal(size=(60, 20, 20))
+    ids = np.arange(60)
+    whole = sample_patches(images, ids, n_patches=50, **SIZES)
+    parts = [
+        sample_patches(images[i : i + 1], ids[i : i + 1], n_patches=50, n_images=60, **SIZES)
+        for i in range(60)
+    ]
+    assert max(len(part.keys) for part in parts) < 3 * patches.SURPLUS * 50 / 60
+    merged = functools.reduce(lambda a, b: merge_samples(a, b, 50), parts)
+    np.testing.assert_array_equal(merged.patches, whole.patches)
