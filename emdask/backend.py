@@ -231,6 +231,7 @@ class _OneBlasThread:
 
         with self._lock:
             if self._n_inside == 0:
+                _let_any_thread_control_blas()
                 self._limits = threadpool_limits(limits=1, user_api="blas")
             self._n_inside += 1
 
@@ -238,7 +239,22 @@ class _OneBlasThread:
         with self._lock:
             self._n_inside -= 1
             if self._n_inside == 0:
+                _let_any_thread_control_blas()
                 self._limits.restore_original_limits()
+                _let_any_thread_control_blas()
+
+
+def _let_any_thread_control_blas() -> None:
+    """Take from threadpoolctl's mind which thread has set limits before.
+
+    From 3.8 on it lets no other thread set those of OpenBLAS, silently; here the thread that is
+    first in sets them and the one that is last out undoes it.
+    """
+    import threadpoolctl
+
+    controller: Any = getattr(threadpoolctl, "OpenBLASController", None)
+    if hasattr(controller, "clear_controlling_thread"):
+        controller.clear_controlling_thread(force=True)
 
 
 # For tasks: Dask owns the cores, and BLAS rounds otherwise on another number of threads.

@@ -507,6 +507,8 @@ def test_a_real_card_that_is_nearly_full(
 
 
 ONE_THREAD = """
+import threading
+
 from threadpoolctl import threadpool_info
 
 from emdask.backend import one_blas_thread
@@ -514,11 +516,24 @@ from emdask.backend import one_blas_thread
 def threads():
     return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
-with one_blas_thread:
+def hold(inside, leave):
+    with one_blas_thread:
+        inside.set()
+        leave.wait()
+
+for _ in range(3):
+    signs = [(threading.Event(), threading.Event()) for _ in range(2)]
+    first, second = (threading.Thread(target=hold, args=pair) for pair in signs)
+    first.start(), signs[0][0].wait()
+    assert threads() == {1}
+    second.start(), signs[1][0].wait()
+    signs[0][1].set(), first.join()
+    assert threads() == {1}, "the thread that came first has left"
+    signs[1][1].set(), second.join()
+    assert threads() == {2}
     with one_blas_thread:
         assert threads() == {1}
-    assert threads() == {1}
-assert threads() == {2}
+    assert threads() == {2}
 """
 
 
