@@ -12,7 +12,7 @@ help:
 	@echo "make demo   install, denoise simulated particles and a micrograph, write emdask-demo/report.html"
 	@echo "make test   install, run every gate and test"
 	@echo "make lint   the gates alone: style, types, imports"
-	@echo "make bench  measure BM3D, the engine and the store beside their peers (PyPI bm3d, if installed)"
+	@echo "make bench  measure the methods, the engine and the store beside their peers (where installed)"
 	@echo "make gpu    on a machine with an NVIDIA card: its tests and its figures (CUDA=cuda12 for CUDA 12)"
 	@echo "make docs   build docs/_build/index.html"
 
@@ -42,6 +42,10 @@ test: lint
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/bm3d.py
+	$(BIN)/python benchmarks/ksvd.py
+	$(BIN)/python benchmarks/ddtf.py
+	$(BIN)/python benchmarks/filters.py
+	$(BIN)/python benchmarks/deconvolution.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/pipeline.py --device cpu
 
