@@ -30,14 +30,13 @@ from tables import describe_machine, table, write_lines
 from emdask.denoisers.ddtf import (
     METHOD,
     Ddtf,
-    Samples,
     choose_scales,
     learn_frames,
     learns_from_stack,
     sample_scales,
 )
 from emdask.kernels import tight_frame
-from emdask.kernels.patches import PatchSample
+from emdask.kernels.patches import PatchSample, ScaleSamples
 from emdask.kernels.scales import halve, merge_scales
 from emdask.kernels.tight_frame import (
     cosine_frame,
@@ -357,7 +356,7 @@ def cosine_frames(n_scales: int) -> Floats:
     return np.repeat(cosine_frame(8).astype(np.float32)[None], n_scales, axis=0)
 
 
-def plain_steps(samples: Samples, n_steps: int) -> Floats:
+def plain_steps(samples: ScaleSamples, n_steps: int) -> Floats:
     """Learn frames by the steps of the paper alone."""
     frames = []
     for sample in samples.scales:
@@ -373,7 +372,7 @@ def plain_steps(samples: Samples, n_steps: int) -> Floats:
     return np.asarray(frames, np.float32)
 
 
-def without_prior(samples: Samples) -> Floats:
+def without_prior(samples: ScaleSamples) -> Floats:
     """Learn frames from the patches alone; where they do not decide, rounding does."""
     prior, tight_frame.PRIOR_COEFFICIENTS = tight_frame.PRIOR_COEFFICIENTS, 0
     try:
@@ -382,7 +381,7 @@ def without_prior(samples: Samples) -> Floats:
         tight_frame.PRIOR_COEFFICIENTS = prior
 
 
-def turned_frames(samples: Samples) -> Floats:
+def turned_frames(samples: ScaleSamples) -> Floats:
     """Learn from each patch in one of eight positions drawn at random."""
     rng = np.random.default_rng(1)
     scales = []

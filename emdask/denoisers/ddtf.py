@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,12 @@ import xarray as xr
 from emdask.backend import array_namespace
 from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
 from emdask.kernels.noise import estimate_snr
-from emdask.kernels.patches import PatchSample, merge_samples, sample_patches
+from emdask.kernels.patches import (
+    PatchSample,
+    ScaleSamples,
+    merge_scale_samples,
+    sample_patches,
+)
 from emdask.kernels.scales import halve
 from emdask.kernels.tight_frame import (
     LEARNING_THRESHOLD,
@@ -115,27 +120,12 @@ class Ddtf:
 # --- Learning -------------------------------------------------------------------------------------
 
 
-class Samples(NamedTuple):
-    """What a block tells of a stack.
-
-    Parameters
-    ----------
-    n_patches
-        Most patches of each resolution.
-    scales
-        Patches of each resolution, the finest first, in units of the noise.
-    """
-
-    n_patches: int
-    scales: tuple[PatchSample, ...]
-
-
 def sample_scales(
     images: npt.NDArray[Any],
     image_ids: npt.NDArray[np.integer[Any]],
     params: Ddtf,
     n_images: int = 1,
-) -> Samples:
+) -> ScaleSamples:
     """Draw patches at each resolution.
 
     Parameters
@@ -151,7 +141,7 @@ def sample_scales(
 
     Returns
     -------
-    Samples
+    ScaleSamples
     """
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
@@ -163,7 +153,7 @@ def _sample_unit_noise(
     image_ids: npt.NDArray[np.integer[Any]],
     params: Ddtf,
     n_images: int = 1,
-) -> Samples:
+) -> ScaleSamples:
     """Draw patches at each resolution from images that will be denoised at it."""
     wanted = np.zeros(len(images), np.int64)
     for chosen, n_scales, _ in choose_scales(images, params):
@@ -183,7 +173,7 @@ def _sample_unit_noise(
                 n_images=n_images,
             )
         )
-    return Samples(params.n_patches, tuple(scales))
+    return ScaleSamples(params.n_patches, tuple(scales))
 
 
 def _halve_each(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -195,13 +185,7 @@ def _halve_each(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return halves
 
 
-def merge_blocks(a: Samples, b: Samples) -> Samples:
-    """Merge the samples of two blocks, resolution by resolution."""
-    pairs = zip(a.scales, b.scales, strict=True)
-    return Samples(a.n_patches, tuple(merge_samples(*pair, a.n_patches) for pair in pairs))
-
-
-def learn_frames(samples: Samples, params: Ddtf) -> xr.Dataset:
+def learn_frames(samples: ScaleSamples, params: Ddtf) -> xr.Dataset:
     """Learn a frame of each resolution.
 
     Parameters
@@ -343,7 +327,7 @@ METHOD = Method(
     apply={"cpu": denoise, "cuda": denoise},
     learn=Learn(
         chunk=sample_scales,
-        combine=merge_blocks,
+        combine=merge_scale_samples,
         finalize=learn_frames,
         wanted=learns_from_stack,
         shared=("patch_px",),

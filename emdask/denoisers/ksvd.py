@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,12 @@ import xarray as xr
 from emdask.backend import array_namespace
 from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
 from emdask.kernels.noise import estimate_snr
-from emdask.kernels.patches import PatchSample, merge_samples, sample_patches
+from emdask.kernels.patches import (
+    ScaleSamples,
+    merge_samples,
+    merge_scale_samples,
+    sample_patches,
+)
 from emdask.kernels.unit_noise import denoise_at_unit_noise, to_unit_noise
 from emdask.method import Learn, Method, parameter
 
@@ -119,27 +124,12 @@ class Ksvd:
 # --- Learning -------------------------------------------------------------------------------------
 
 
-class Samples(NamedTuple):
-    """What a block tells of a stack.
-
-    Parameters
-    ----------
-    n_patches
-        Most patches of each scale.
-    scales
-        Patches of each scale, the finest first, in units of the noise.
-    """
-
-    n_patches: int
-    scales: tuple[PatchSample, ...]
-
-
 def sample_scales(
     images: npt.NDArray[Any],
     image_ids: npt.NDArray[np.integer[Any]],
     params: Ksvd,
     n_images: int = 1,
-) -> Samples:
+) -> ScaleSamples:
     """Draw patches at each scale; images teach the scales at which they are denoised.
 
     Parameters
@@ -155,7 +145,7 @@ def sample_scales(
 
     Returns
     -------
-    Samples
+    ScaleSamples
     """
     unit, _, _, noisy = to_unit_noise(images, params.sigma)
     noisy = noisy.ravel()
@@ -169,7 +159,7 @@ def _sample_unit_noise(
     n_scales: int,
     params: Ksvd,
     n_images: int = 1,
-) -> Samples:
+) -> ScaleSamples:
     from emdask.kernels.ksvd import list_scales
 
     n_patches = params.n_patches or N_PATCHES[params.scope]
@@ -185,16 +175,10 @@ def _sample_unit_noise(
         for i, level in enumerate(levels):
             more = sample_patches(level, image_ids[chosen], **sizes)
             samples[i] = merge_samples(samples[i], more, n_patches)
-    return Samples(n_patches, tuple(samples))
+    return ScaleSamples(n_patches, tuple(samples))
 
 
-def merge_blocks(a: Samples, b: Samples) -> Samples:
-    """Merge the samples of two blocks, scale by scale."""
-    pairs = zip(a.scales, b.scales, strict=True)
-    return Samples(a.n_patches, tuple(merge_samples(*pair, a.n_patches) for pair in pairs))
-
-
-def learn_dictionaries(samples: Samples, params: Ksvd) -> xr.Dataset:
+def learn_dictionaries(samples: ScaleSamples, params: Ksvd) -> xr.Dataset:
     """Learn a dictionary of each scale.
 
     Parameters
@@ -214,7 +198,7 @@ def learn_dictionaries(samples: Samples, params: Ksvd) -> xr.Dataset:
     return xr.Dataset({"atoms": atoms, "n_patches": (("scale",), counts)})
 
 
-def _learn_atoms(samples: Samples, params: Ksvd) -> Floats:
+def _learn_atoms(samples: ScaleSamples, params: Ksvd) -> Floats:
     from emdask.kernels.ksvd import learn_atoms
 
     sizes: dict[str, int] = {
@@ -366,7 +350,7 @@ METHOD = Method(
     apply={"cpu": denoise_cpu, "cuda": denoise_cuda},
     learn=Learn(
         chunk=sample_scales,
-        combine=merge_blocks,
+        combine=merge_scale_samples,
         finalize=learn_dictionaries,
         wanted=learns_from_stack,
         shared=("patch_px",),

@@ -13,7 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["PatchSample", "merge_samples", "sample_patches"]
+__all__ = [
+    "PatchSample",
+    "ScaleSamples",
+    "merge_samples",
+    "merge_scale_samples",
+    "sample_patches",
+]
 
 Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.float64]
@@ -38,6 +44,21 @@ class PatchSample(NamedTuple):
 
     keys: Keys
     patches: Floats
+
+
+class ScaleSamples(NamedTuple):
+    """What images at several resolutions tell of a stack.
+
+    Parameters
+    ----------
+    n_patches
+        Most patches of each resolution.
+    scales
+        Patches of each resolution, the finest first, in units of the noise.
+    """
+
+    n_patches: int
+    scales: tuple[PatchSample, ...]
 
 
 def sample_patches(
@@ -116,6 +137,12 @@ def merge_samples(a: PatchSample, b: PatchSample, n_patches: int) -> PatchSample
         return _keep_smallest(*(a if len(a.keys) else b), n_patches)
     keys = np.concatenate([a.keys, b.keys])
     return _keep_smallest(keys, np.concatenate([a.patches, b.patches]), n_patches)
+
+
+def merge_scale_samples(a: ScaleSamples, b: ScaleSamples) -> ScaleSamples:
+    """Merge the samples of two blocks, resolution by resolution."""
+    pairs = zip(a.scales, b.scales, strict=True)
+    return ScaleSamples(a.n_patches, tuple(merge_samples(*pair, a.n_patches) for pair in pairs))
 
 
 def _keep_smallest(keys: Keys, patches: Floats, n_patches: int) -> PatchSample:
