@@ -225,14 +225,10 @@ class _OneBlasThread:
         self._limits: Any = None
 
     def __enter__(self) -> None:
-        # BLAS of compiled loops; what is loaded later would not be limited.
-        import scipy.linalg.cython_blas  # noqa: F401
-        from threadpoolctl import threadpool_limits
-
         with self._lock:
             if self._n_inside == 0:
                 _let_any_thread_control_blas()
-                self._limits = threadpool_limits(limits=1, user_api="blas")
+                self._limits = _thread_pools().limit(limits=1, user_api="blas")
             self._n_inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -242,6 +238,16 @@ class _OneBlasThread:
                 _let_any_thread_control_blas()
                 self._limits.restore_original_limits()
                 _let_any_thread_control_blas()
+
+
+@functools.cache
+def _thread_pools() -> Any:
+    """Find the libraries with thread pools, once: that takes as long as a small task."""
+    # BLAS of compiled loops; what is loaded later would not be limited.
+    import scipy.linalg.cython_blas  # noqa: F401
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def _let_any_thread_control_blas() -> None:
