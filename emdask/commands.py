@@ -393,7 +393,7 @@ class Plan:
     learns
         Whether the method needs a model.
     noise, model
-        What was learnt; None before.
+        What was learnt, or a Delayed of it; None before.
     """
 
     method: str
@@ -402,8 +402,8 @@ class Plan:
     bad_pixels: str
     whiten_noise: bool
     learns: bool
-    noise: xr.Dataset | None = None
-    model: xr.Dataset | None = None
+    noise: Any = None
+    model: Any = None
 
     def learn(self, stack: xr.DataArray) -> Plan:
         """Read the stack once for the noise and once for the model, where they are needed."""
@@ -429,11 +429,14 @@ class Plan:
 
     def build(self, stack: xr.DataArray) -> xr.DataArray:
         """Return the lazy result; what is not learnt yet is learnt within its graph."""
+        plan = self
+        if self.whiten_noise and self.noise is None:
+            noise = learn_noise(stack, bad_pixels=self.bad_pixels)
+            plan = dataclasses.replace(self, noise=noise)
         options = {"device": self.device, "bad_pixels": self.bad_pixels, **self.parameters}
-        clean = denoise(self.prepare(stack), self.method, model=self.model, **options)
+        clean = denoise(plan.prepare(stack), self.method, model=self.model, **options)
         if self.whiten_noise:
-            noise = learn_noise(stack) if self.noise is None else self.noise
-            clean = unwhiten(clean, noise, device=self.device)
+            clean = unwhiten(clean, plan.noise, device=self.device)
         return clean  # type: ignore[no-any-return]
 
 
