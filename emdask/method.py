@@ -113,6 +113,25 @@ def parameter(default: Any, meaning: str, unit: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"meaning": meaning, "unit": unit})
 
 
+def noise_parameter() -> Any:
+    """Declare the field ``sigma`` of a parameter record, the same in all methods.
+
+    Its type is ``Literal["auto"] | float``; `emdask.checks.check_sigma` checks it.
+
+    Returns
+    -------
+    dataclasses.Field
+        To be assigned in a dataclass body.
+
+    Examples
+    --------
+    >>> noise_parameter().default
+    'auto'
+    """
+    meaning = "standard deviation of the noise; auto: estimated image by image"
+    return parameter("auto", meaning, "grey levels")
+
+
 @cache
 def list_methods(family: str) -> tuple[str, ...]:
     """Return the names of the methods of a family; imports none of them.

@@ -14,7 +14,7 @@ from emdask.kernels.resolutions import (
     known_pixel_size,
     to_frequency,
 )
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 # Half a wave across the image is a gradient; a whole one may be a particle in its middle.
 WAVES_OF_GRADIENTS = 0.75
@@ -67,9 +67,7 @@ class Bandpass:
         "auto", "coarser detail goes: its resolution; auto: gradients alone", "Å"
     )
     edge: float = parameter(1.0, "width of the soft edges, relative to the frequency of each")
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     pixel_size_A: float | None = parameter(None, "edge of a pixel; that of the stack if none", "Å")
 
     def __post_init__(self) -> None:

@@ -11,7 +11,7 @@ from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_number, check_sigma, check_width
 from emdask.kernels.smoothing import best_gaussian_widths, gaussian_noise
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 # Deviation of the weights of grey levels, in those of the guide's noise, at strength 1; widths of
 # distances and of the guide, in that of the best Gaussian. benchmarks/filters.py has the sweep.
@@ -68,9 +68,7 @@ class Bilateral:
     emdask.errors.ParameterError: bilateral: strength must be a number in [0.01, 100]; got 0.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
     width_px: Literal["auto"] | float = parameter(
         "auto", "standard deviation of the Gaussian; auto: fitted to each image", "px"

@@ -13,7 +13,7 @@ from emdask.backend import array_namespace
 from emdask.checks import check_choice, check_integer, check_number, check_sigma, require
 from emdask.kernels.bm3d_plan import FAST, HIGH_NOISE, NORMAL, WIDEST_WINDOW, Profile
 from emdask.kernels.noise import estimate_snr, known_sigmas
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 PROFILES = {"normal": NORMAL, "fast": FAST, "high_noise": HIGH_NOISE}
 # Below this SNR the profile "high_noise" was ahead on every simulated particle; above 2 it falls
@@ -63,9 +63,7 @@ class BM3D:
     emdask.errors.ParameterError: bm3d: sigma must be "auto" or a number of at least 0; got -1.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     profile: Literal["auto", "normal", "fast", "high_noise"] = parameter(
         "auto", "set of defaults; auto: normal, or high_noise for images of SNR below 1"
     )

@@ -27,7 +27,7 @@ from emdask.kernels.tight_frame import (
     learn_frame,
 )
 from emdask.kernels.unit_noise import denoise_at_unit_noise, to_unit_noise
-from emdask.method import Learn, Method, parameter
+from emdask.method import Learn, Method, noise_parameter, parameter
 
 PATCH_PX = (4, 16)
 MOST_SCALES = 5
@@ -90,9 +90,7 @@ class Ddtf:
     emdask.errors.ParameterError: ddtf: patch_px must be an integer in [4, 16]; got 3.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "noise that is assumed, relative to sigma")
     patch_px: int = parameter(8, "side of a patch", "px")
     n_scales: Literal["auto"] | int = parameter(

@@ -9,7 +9,7 @@ from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_sigma, check_width
 from emdask.kernels.smoothing import best_gaussian_widths
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,7 @@ class Gaussian:
     width_px: Literal["auto"] | float = parameter(
         "auto", "standard deviation of the Gaussian; auto: fitted to each image", "px"
     )
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
 
     def __post_init__(self) -> None:
         check_width("gaussian", "width_px", self.width_px)

@@ -20,7 +20,7 @@ from emdask.kernels.patches import (
     sample_patches,
 )
 from emdask.kernels.unit_noise import denoise_at_unit_noise, to_unit_noise
-from emdask.method import Learn, Method, parameter
+from emdask.method import Learn, Method, noise_parameter, parameter
 
 # Most scales of images of an SNR below these; measured in benchmarks/ksvd.py.
 SCALES_BELOW_SNR = ((0.25, 3), (1.5, 2))
@@ -91,9 +91,7 @@ class Ksvd:
     emdask.errors.ParameterError: ksvd: patch_px must be an integer in [4, 16]; got 3.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "noise that is assumed, relative to sigma")
     scope: Literal["stack", "image"] = parameter(
         "stack", "learn from patches of all images, or from those of each image alone"

@@ -14,7 +14,7 @@ from emdask.kernels.resolutions import (
     known_pixel_size,
     to_frequency,
 )
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,7 @@ class Lowpass:
         "auto", "resolution where the gain is 1/2; auto: of least expected error, each image", "Å"
     )
     edge: float = parameter(1.0, "width of the soft edge, relative to the cutoff's frequency")
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     pixel_size_A: float | None = parameter(None, "edge of a pixel; that of the stack if none", "Å")
 
     def __post_init__(self) -> None:

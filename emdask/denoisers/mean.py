@@ -11,7 +11,7 @@ from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_sigma, check_window
 from emdask.kernels.smoothing import best_kernels
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 SIZES_PX = (*range(1, 20, 2), *range(21, 40, 4), *range(41, 100, 8))
 
@@ -50,9 +50,7 @@ class Mean:
     size_px: Literal["auto"] | int = parameter(
         "auto", "side of the window; odd; auto: fitted to each image", "px"
     )
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
 
     def __post_init__(self) -> None:
         check_window("mean", "size_px", self.size_px, 999, auto=True)

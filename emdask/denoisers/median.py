@@ -10,7 +10,7 @@ import numpy as np
 from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_sigma, check_window
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 SIZES_PX = (1, 3, 5, 7, 11, 15, 21)
 # Of large images, the side is fitted to 4 x 4 tiles of this edge.
@@ -55,9 +55,7 @@ class Median:
     size_px: Literal["auto"] | int = parameter(
         "auto", "side of the window; odd; auto: fitted to each image", "px"
     )
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
 
     def __post_init__(self) -> None:
         check_window("median", "size_px", self.size_px, 49, auto=True)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from emdask.checks import check_integer, check_number, check_sigma, check_window
 from emdask.kernels.scales import halve, has_coarser_scale, merge_scales
 from emdask.kernels.unit_noise import denoise_at_unit_noise, image_by_image
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,9 +66,7 @@ class NlMeans:
     emdask.errors.ParameterError: nl_means: patch_px must be an odd integer in [1, 99]; got 4.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
     patch_px: int = parameter(9, "side of the patches", "px")
     window_px: int = parameter(15, "side of the square that is searched; odd", "px")

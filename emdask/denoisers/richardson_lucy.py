@@ -22,7 +22,7 @@ from emdask.kernels.deconvolution import (
 )
 from emdask.kernels.psf import TRUNCATE, freeze_psf, gaussian_psf
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 # Least grey level of what is iterated, in units of the noise: the iteration divides by it.
 LEAST = 0.01
@@ -84,9 +84,7 @@ class RichardsonLucy:
         "auto", "width of the sieve, a Gaussian; auto: what leaves the least error", "px"
     )
     n_iterations: int = parameter(3, "number of iterations")
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "psf", freeze_psf("richardson_lucy", self.psf, signed=False))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from emdask.checks import check_integer, check_number, check_sigma
 from emdask.kernels.unit_noise import denoise_at_unit_noise, image_by_image
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 # Of the variation in sigma, at strength 1. benchmarks/filters.py has the sweep.
 WEIGHT = 1.0
@@ -55,9 +55,7 @@ class TvBregman:
     emdask.errors.ParameterError: tv_bregman: strength must be a number in [0.01, 100]; got 'much'.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
     n_iterations: int = parameter(100, "number of iterations")
 

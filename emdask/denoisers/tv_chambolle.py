@@ -8,7 +8,7 @@ from typing import Any, Literal
 from emdask.backend import restoration_namespace
 from emdask.checks import check_integer, check_number, check_sigma
 from emdask.kernels.unit_noise import denoise_at_unit_noise, image_by_image
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 # Of the variation in sigma, at strength 1. benchmarks/filters.py has the sweep.
 WEIGHT = 1.1
@@ -48,9 +48,7 @@ class TvChambolle:
     emdask.errors.ParameterError: tv_chambolle: n_iterations must be an integer in [1, 100000]; ...
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
     n_iterations: int = parameter(150, "number of iterations")
 

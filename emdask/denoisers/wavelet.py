@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from emdask.checks import check_choice, check_integer, check_number, check_sigma, require, suggest
 from emdask.kernels.unit_noise import denoise_at_unit_noise, image_by_image
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 Floats = npt.NDArray[np.float32]
 
@@ -70,9 +70,7 @@ class Wavelet:
     emdask.errors.ParameterError: wavelet: cycle_spin must be a power of two in [1, 256]; got 3.
     """
 
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how much is removed, relative to what suits the noise")
     wavelet: str = parameter("sym4", "name of the wavelet, as PyWavelets has it")
     shrinkage: Literal["bayes", "visu"] = parameter(

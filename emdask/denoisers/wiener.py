@@ -14,7 +14,7 @@ from emdask.kernels.ctf import Optics
 from emdask.kernels.deconvolution import best_balance, deconvolve, library_psf, sample_spectrum
 from emdask.kernels.psf import freeze_psf
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.method import Method, parameter
+from emdask.method import Method, noise_parameter, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,7 @@ class Wiener:
         "auto",
         "point spread function; auto: the CTF where known; a number: width of a Gaussian, px",
     )
-    sigma: Literal["auto"] | float = parameter(
-        "auto", "standard deviation of the noise; auto: estimated image by image", "grey levels"
-    )
+    sigma: Literal["auto"] | float = noise_parameter()
     strength: float = parameter(1.0, "how strongly to smooth; 1: what leaves the least error")
 
     def __post_init__(self) -> None:
