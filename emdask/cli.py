@@ -448,7 +448,7 @@ def compare(
     """Add noise to clean images, denoise them by each method, and measure against the truth.
 
     One method after another on one core: 16 images of 128 x 128 pixels at six SNRs take all of
-    them together about four minutes.
+    them together about two minutes.
     """
     from emdask.compare_command import compare_files
 
