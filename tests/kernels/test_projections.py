@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emdask.kernels.projections import project_blobs, rotation_matrices
+from emdask.kernels.projections import project_blobs, rotation_matrices, sample_blobs
 from emdask.kernels.proteins import N_COPIES, grow_protein
 
 
@@ -47,6 +47,32 @@ def test_a_shift_of_whole_pixels_moves_the_particle_against_it():
     still = project_blobs(point, 3.0, **options)
     moved = project_blobs(point, 3.0, shift_A=[[2.0, -4.0]], **options)
     np.testing.assert_allclose(moved[0], np.roll(still[0], (2, -1), axis=(0, 1)), atol=1e-4)
+
+
+def test_a_width_and_a_mass_for_each_blob(rng):
+    points, widths_A = rng.normal(scale=12, size=(4, 3)), np.array([3.0, 4.0, 5.0, 6.0])
+    masses = np.array([1.0, -0.5, 2.0, 0.25])
+    options = {"rotation_deg": [[20, 40, 60], [0, 90, 0]], "box_px": 24, "pixel_size_A": 2.0}
+    together = project_blobs(points, widths_A, masses, **options)
+    apart = sum(
+        mass * project_blobs(point[None], width_A, **options)
+        for point, width_A, mass in zip(points, widths_A, masses, strict=True)
+    )
+    np.testing.assert_allclose(together, apart, atol=1e-6 * together.max())
+
+
+@pytest.mark.parametrize("box", [16, 17])
+def test_sampled_blobs_are_those_of_the_formula(rng, box):
+    points, widths_A = rng.normal(scale=6, size=(3, 3)), np.array([3.0, 4.0, 5.0])
+    masses, pixel_A = np.array([1.0, 2.0, 0.5]), 2.0
+    volume = sample_blobs(points, widths_A, masses, box_px=box, pixel_size_A=pixel_A)
+    grid = (np.arange(box) - box // 2) * pixel_A
+    z, y, x = np.meshgrid(grid, grid, grid, indexing="ij")
+    expected = np.zeros((box,) * 3)
+    for (px, py, pz), width, mass in zip(points, widths_A, masses, strict=True):
+        squared = (x - px) ** 2 + (y - py) ** 2 + (z - pz) ** 2
+        expected += mass * np.exp(-squared / (2 * width**2)) / (2 * np.pi * width**2) ** 1.5
+    np.testing.assert_allclose(volume, expected * pixel_A**3, atol=1e-7)
 
 
 @pytest.mark.parametrize("seed", [0, 7])
