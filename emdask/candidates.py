@@ -76,7 +76,7 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
 
 def removes_noise(name: str) -> bool:
     """Whether a method removes noise, and not outliers alone."""
-    return find_method(FAMILY, name).removes == "noise"
+    return bool(find_method(FAMILY, name).removes == "noise")
 
 
 def _from_record(params: Any) -> Candidate:

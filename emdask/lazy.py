@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import dask
@@ -19,24 +20,28 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask import threaded
-from dask._task_spec import Alias, DataNode, Task, TaskRef
+from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 from dask.array.optimization import optimize
 from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
+from dask.highlevelgraph import HighLevelGraph
+from dask.system import CPU_COUNT
 from dask.utils import key_split
 
 from emdask.backend import array_namespace, on_device, one_blas_thread, resolve_device
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.kernels.ctf import Optics
-from emdask.method import Method, learns
+from emdask.method import Method, Reconstructor, learns
 from emdask.placement import on_cards, requests
 
 Images = npt.NDArray[Any]
 # What to do about NaN and infinite pixels.
 BAD_PIXELS = ("raise", "replace")
 COMBINE_AT_ONCE = 8
+# A task that adds images to large sums takes at least so many: the sums are copied once a task.
+FOLD_BYTES = 64 * 2**20
 WRITES_AT_ONCE = 20_000
 
 
@@ -397,20 +402,23 @@ def learn_model(
         )
         for i, (block, end, size) in enumerate(zip(blocks, ends, images.chunks[0], strict=True))
     ]
+    total = _combine_tree(learn.combine, sums, f"{name}-combine-{token}")
+    return delayed(_finalize)(
+        learn.finalize, total, params, name, dask_key_name=f"{name}-model-{token}"
+    )
+
+
+def _combine_tree(combine: Callable[[Any, Any], Any], sums: list[Delayed], name: str) -> Delayed:
     level = 0
     while len(sums) > 1:
         sums = [
             delayed(_combine)(
-                learn.combine,
-                sums[i : i + COMBINE_AT_ONCE],
-                dask_key_name=f"{name}-combine-{token}-{level}-{i}",
+                combine, sums[i : i + COMBINE_AT_ONCE], dask_key_name=f"{name}-{level}-{i}"
             )
             for i in range(0, len(sums), COMBINE_AT_ONCE)
         ]
         level += 1
-    return delayed(_finalize)(
-        learn.finalize, sums[0], params, name, dask_key_name=f"{name}-model-{token}"
-    )
+    return sums[0]
 
 
 def _sum_block(
@@ -442,6 +450,139 @@ def _combine(combine: Callable[[Any, Any], Any], sums: list[Any]) -> Any:
     for more in sums[1:]:
         total = combine(total, more)
     return total
+
+
+def fold_images(
+    images: da.Array,
+    record: Reconstructor,
+    params: Any,
+    *,
+    name: str,
+    device: str,
+    along: Mapping[str, Images],
+    optics: Optics | None = None,
+    bad_pixels: str = "raise",
+) -> Delayed:
+    """Add up a stack into sums too large for one a chunk, such as volumes.
+
+    There are as many chains of tasks as there are threads on the active Dask client, or here; each
+    hands its sums from task to task, so that a thread holds what it is given and what it makes of
+    it, however many images there are. The chains' sums are combined as a tree and finalized.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    record, params
+        The record and its parameters.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda"; resolved on the worker.
+    along
+        Keyword arguments of ``record.insert``: of each array, shape (n, ...), a slice goes along
+        with the images.
+    optics
+        Of all images; None where it is not known or not asked for.
+    bad_pixels
+        As of `map_images`.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        What ``record.finalize`` returns.
+    """
+    token = tokenize(images.name, record, params, device, along, optics, bad_pixels)
+    prefix = f"{name}-insert-{token}"
+    keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
+    graph = dict(optimize(images.dask, keys))
+    chains = np.array_split(np.array(_groups(images)), _count_threads())
+    last = []
+    for chain, groups in enumerate(chains):
+        before: Any = None
+        for step, (first, end) in enumerate(groups):
+            start, stop = (int(sum(images.chunks[0][:i])) for i in (first, end))
+            task = Task(
+                (prefix, chain, step),
+                _insert_blocks,
+                before,
+                List(*(TaskRef(key) for key in keys[first:end])),
+                record=record,
+                params=params,
+                device=device,
+                along={label: array[start:stop] for label, array in along.items()},
+                optics=optics and optics[start:stop],
+                first=start,
+                bad_pixels=bad_pixels,
+            )
+            graph[task.key] = task
+            before = TaskRef(task.key)
+        if before is not None:
+            last.append(before.key)
+    _fuse_reads(graph, prefix)
+    with on_cards(device):
+        layers = HighLevelGraph.from_collections(prefix, graph)
+    sums = [Delayed(key, layers, layer=prefix) for key in last]
+    total = _combine_tree(record.combine, sums, f"{name}-combine-{token}")
+    task_name = f"{name}-finalize-{token}"
+    return delayed(_finalize_fold)(record.finalize, total, params, dask_key_name=task_name)
+
+
+def _groups(images: da.Array) -> list[tuple[int, int]]:
+    """First chunk and end of each run of chunks that one task takes."""
+    n_bytes = np.array(images.chunks[0]) * prod(images.shape[1:]) * images.dtype.itemsize
+    groups, first = [], 0
+    for end in range(1, len(n_bytes) + 1):
+        if n_bytes[first:end].sum() >= FOLD_BYTES or end == len(n_bytes):
+            groups.append((first, end))
+            first = end
+    return groups
+
+
+def _count_threads() -> int:
+    """Threads of the active client's workers, or those that Dask starts here."""
+    client = getattr(get_scheduler(), "__self__", None)
+    if client is not None:
+        return max(1, sum(client.nthreads().values()))
+    return int(dask.config.get("num_workers", 0) or CPU_COUNT)
+
+
+def _fuse_reads(graph: dict[Any, Any], prefix: str) -> None:
+    """Read and add up a run of chunks in one task, so that no chunk travels or waits."""
+    needed = Counter(key for task in graph.values() for key in task.dependencies)
+    for key in [key for key in graph if isinstance(key, tuple) and key[0] == prefix]:
+        task = graph[key]
+        chains = [
+            _take_chain(graph, needed, block)
+            for block in task.dependencies
+            if not (isinstance(block, tuple) and block[0] == prefix)
+        ]
+        parts = [part for chain in chains for part in chain]
+        graph[key] = Task.fuse(*parts, task, key=key) if parts else task
+
+
+def _insert_blocks(
+    sums: Any,
+    blocks: list[Images],
+    *,
+    record: Reconstructor,
+    params: Any,
+    device: str,
+    along: Mapping[str, Images],
+    optics: Optics | None,
+    first: int,
+    bad_pixels: str,
+) -> Any:
+    images = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    images = _clean(images, first, bad_pixels)
+    insert = record.insert[resolve_device(device, record.insert)]
+    with one_blas_thread:
+        return insert(sums, images, params, **along, optics=optics)
+
+
+def _finalize_fold(finalize: Callable[..., Any], sums: Any, params: Any) -> Any:
+    with one_blas_thread:
+        return finalize(sums, params)
 
 
 def write_images(
@@ -505,13 +646,19 @@ def _fuse_writes(graph: dict[Any, Any], keys: list[tuple[str, int]], goal: str) 
     needed = Counter(key for task in graph.values() for key in task.dependencies)
     for key in keys:
         (block,) = graph[key].dependencies - {goal}
-        chain = [graph[key]]
-        while needed[block] == 1 and block in graph:
-            chain.insert(0, graph.pop(block))
-            if not isinstance(chain[0], Alias):
-                break
-            block = chain[0].target
-        graph[key] = Task.fuse(*chain, key=key) if len(chain) > 1 else chain[0]
+        chain = _take_chain(graph, needed, block)
+        graph[key] = Task.fuse(*chain, graph[key], key=key) if chain else graph[key]
+
+
+def _take_chain(graph: dict[Any, Any], needed: Counter[Any], block: Any) -> list[Any]:
+    """Take out of the graph a block that one task needs, and what it is another name of."""
+    chain: list[Any] = []
+    while needed[block] == 1 and block in graph:
+        chain.insert(0, graph.pop(block))
+        if not isinstance(chain[0], Alias):
+            break
+        block = chain[0].target
+    return chain
 
 
 def _run(

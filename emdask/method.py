@@ -85,6 +85,38 @@ class Method:
     removes: Literal["noise", "outliers"] = "noise"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reconstructor:
+    """One way to make a volume of images whose poses are known: sums over the images, in one pass.
+
+    Parameters
+    ----------
+    params
+        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter`
+        fields.
+    insert
+        Device to ``(sums, images, params, *, rotation_deg, shift_A, half, optics) -> sums``: adds a
+        block of images (n, h, w) to sums that it leaves as they are; None begins. Sums are of the
+        host. ``rotation_deg`` (n, 3), ``shift_A`` (n, 2) and ``half`` (n,), 1 or 2, go along with
+        the images, and so does ``optics``, None where no defocus is known.
+    combine
+        ``(sums, sums) -> sums``; associative.
+    finalize
+        ``(sums, params) -> xarray.Dataset``.
+    complete
+        As of `Method`.
+    """
+
+    params: type
+    insert: Mapping[str, Callable[..., Any]]
+    combine: Callable[[Any, Any], Any]
+    finalize: Callable[..., Any]
+    complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
+
+
+RECORDS = (Method, Reconstructor)
+
+
 def parameter(default: Any, meaning: str, unit: str = "") -> Any:
     """Declare one field of a parameter record.
 
@@ -156,8 +188,13 @@ def list_methods(family: str) -> tuple[str, ...]:
     return tuple(sorted(files | {point.name for point in entry_points(group=family)}))
 
 
-def find_method(family: str, name: str) -> Method:
+def find_method(family: str, name: str) -> Any:
     """Load the method of that name.
+
+    Returns
+    -------
+    Method or Reconstructor
+        As the family has.
 
     Raises
     ------
@@ -174,8 +211,8 @@ def find_method(family: str, name: str) -> Method:
         remedy = suggest(name, list_methods(family))
         raise UnknownMethodError(sentence(what, "no method of this name", name, remedy))
     for point in entry_points(group=family, name=name):
-        return point.load()  # type: ignore[no-any-return]
-    return importlib.import_module(f"{family}.{name}").METHOD  # type: ignore[no-any-return]
+        return point.load()
+    return importlib.import_module(f"{family}.{name}").METHOD
 
 
 def learns(record: Method, params: Any) -> bool:
@@ -206,7 +243,7 @@ def about(record: Method) -> str:
 
 def resolve_method(
     family: str, method: str | Any, options: Mapping[str, Any]
-) -> tuple[str, Method, Any]:
+) -> tuple[str, Any, Any]:
     """Turn what the user gave into name, record and parameters.
 
     Parameters
@@ -221,7 +258,7 @@ def resolve_method(
     Returns
     -------
     name : str
-    record : Method
+    record : Method or Reconstructor
     params : object
         Instance of ``record.params``.
 
@@ -240,7 +277,7 @@ def resolve_method(
         return method, found, build_params(method, found, options)
     module = sys.modules[type(method).__module__]
     record = getattr(module, "METHOD", None)
-    if not isinstance(record, Method) or not isinstance(method, record.params):
+    if not isinstance(record, RECORDS) or not isinstance(method, record.params):
         rule = "method must be a name or an instance of a method's parameter record"
         remedy = f"Names: {', '.join(list_methods(family))}."
         raise UnknownMethodError(sentence(family.rpartition(".")[2], rule, method, remedy))
@@ -250,7 +287,7 @@ def resolve_method(
     return name, record, method
 
 
-def build_params(name: str, record: Method, options: Mapping[str, Any]) -> Any:
+def build_params(name: str, record: Method | Reconstructor, options: Mapping[str, Any]) -> Any:
     """Make the parameter record from parameters by name.
 
     Raises

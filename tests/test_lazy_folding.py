@@ -1,0 +1,121 @@
+"""Large sums: one pass in chains, the same for any chunks, a bounded number of them alive."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from dask.distributed import Client
+
+from emdask import lazy
+from emdask.errors import StackError
+from emdask.kernels.ctf import Optics
+from emdask.method import Reconstructor, parameter
+
+LIVE: dict[str, int] = {"now": 0, "most": 0}
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Sum of the images, each times its half."""
+
+    factor: float = parameter(1.0, "times which")
+
+
+class Sums:
+    """Counts how many of it are alive."""
+
+    def __init__(self, total: Any, n_calls: int) -> None:
+        self.total, self.n_calls = total, n_calls
+        with LOCK:
+            LIVE["now"] += 1
+            LIVE["most"] = max(LIVE["most"], LIVE["now"])
+
+    def __del__(self) -> None:
+        with LOCK:
+            LIVE["now"] -= 1
+
+
+def insert(sums: Any, images: Any, params: Total, *, half: Any, optics: Any) -> Sums:
+    weight = half * params.factor * (1.0 if optics is None else optics.defocus_u_A)
+    added = np.einsum("n,nhw->hw", np.broadcast_to(weight, len(images)), images.astype(float))
+    if sums is None:
+        return Sums(added, 1)
+    return Sums(sums.total + added, sums.n_calls + 1)
+
+
+def combine(a: Sums, b: Sums) -> Sums:
+    return Sums(a.total + b.total, a.n_calls + b.n_calls)
+
+
+def finalize(sums: Sums, params: Total) -> xr.Dataset:
+    return xr.Dataset({"total": (("y", "x"), sums.total), "n_calls": sums.n_calls})
+
+
+RECORD = Reconstructor(params=Total, insert={"cpu": insert}, combine=combine, finalize=finalize)
+
+
+@pytest.fixture(autouse=True)
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of two images of 8 x 8 and more, with four bytes a pixel."""
+    monkeypatch.setattr(lazy, "FOLD_BYTES", 2 * 8 * 8 * 4)
+    LIVE.update(now=0, most=0)
+
+
+def fold(images: da.Array, half: Any, **options: Any) -> Any:
+    return lazy.fold_images(
+        images, RECORD, Total(), name="total", device="cpu", along={"half": half}, **options
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 20])
+def test_sum_is_that_of_all_images_for_any_chunks(chunk: int) -> None:
+    images = np.random.default_rng(0).normal(size=(20, 8, 8)).astype(np.float32)
+    half = np.arange(20) % 2 + 1
+    result = fold(da.from_array(images, chunks=(chunk, 8, 8)), half).compute()
+    np.testing.assert_allclose(result.total, np.einsum("n,nhw->hw", half, images), rtol=1e-5)
+    # Chunks of one image go two by two.
+    assert int(result.n_calls) == {1: 10, 3: 7, 20: 1}[chunk]
+
+
+def test_optics_go_along_with_their_images() -> None:
+    images = np.ones((5, 8, 8), np.float32)
+    optics = Optics(pixel_size_A=1.0, defocus_u_A=np.arange(5.0), defocus_v_A=1.0)
+    lazy_images = da.from_array(images, chunks=(2, 8, 8))
+    result = fold(lazy_images, np.ones(5), optics=optics).compute()
+    assert float(result.total[0, 0]) == 10.0
+
+
+def test_chains_hold_few_sums() -> None:
+    images = da.ones((200, 8, 8), chunks=(1, 8, 8), dtype=np.float32)
+    with dask.config.set(num_workers=2):
+        result = fold(images, np.ones(200)).compute(scheduler="threads")
+    assert int(result.n_calls) == 100
+    # Two threads, each with what it was given and what it makes of it; and one being handed on.
+    assert LIVE["most"] <= 6
+
+
+def test_a_chunk_is_read_in_the_task_that_adds_it() -> None:
+    images = da.ones((12, 8, 8), chunks=(1, 8, 8), dtype=np.float32) + 1
+    tasks = dict(fold(images, np.ones(12)).dask)
+    assert len(tasks) <= 6 + lazy._count_threads() + 2
+
+
+def test_bad_image_is_named() -> None:
+    images = np.zeros((6, 8, 8), np.float32)
+    images[4, 2, 2] = np.nan
+    with pytest.raises(StackError, match="image 4 has 1 NaN"):
+        fold(da.from_array(images, chunks=(2, 8, 8)), np.ones(6)).compute()
+
+
+def test_on_a_cluster() -> None:
+    images = np.random.default_rng(1).normal(size=(16, 8, 8)).astype(np.float32)
+    array = da.from_array(images, chunks=(2, 8, 8))
+    with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"):
+        result = fold(array, np.ones(16)).compute()
+    np.testing.assert_allclose(result.total, images.sum(axis=0), rtol=1e-4, atol=1e-4)
