@@ -543,7 +543,7 @@ def _count_threads() -> int:
     """Threads of the active client's workers, or those that Dask starts here."""
     client = getattr(get_scheduler(), "__self__", None)
     if client is not None:
-        return max(1, sum(client.nthreads().values()))
+        return max(1, sum(int(n) for n in client.nthreads().values()))
     return int(dask.config.get("num_workers", 0) or CPU_COUNT)
 
 

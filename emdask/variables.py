@@ -96,6 +96,13 @@ VARIABLES: tuple[Variable, ...] = (
         relion=("rlnPhaseShift",),
     ),
     Variable(
+        name="b_factor_A2",
+        dtype="f8",
+        unit="Å²",
+        meaning="B of the CTF's envelope exp(-B k² / 4), positive damps high frequencies",
+        relion=("rlnCtfBfactor",),
+    ),
+    Variable(
         name="rot_deg",
         dtype="f8",
         unit="deg",

@@ -33,6 +33,8 @@ class Optics:
         Phase shift of a phase plate.
     voltage_kV, spherical_aberration_mm, amplitude_contrast
         Of the microscope.
+    b_factor_A2
+        Of the envelope.
 
     Examples
     --------
@@ -49,6 +51,7 @@ class Optics:
     voltage_kV: Any = 300.0
     spherical_aberration_mm: Any = 2.7
     amplitude_contrast: Any = 0.1
+    b_factor_A2: Any = 0.0
 
     def varying(self) -> dict[str, npt.NDArray[Any]]:
         """Those that differ from image to image."""
@@ -63,53 +66,62 @@ class Optics:
         """Return the CTF of one image on the grid of `numpy.fft.rfft2`; (h, w // 2 + 1)."""
         one = {name: float(value[image]) for name, value in self.varying().items()}
         values = {field.name: getattr(self, field.name) for field in fields(self)} | one
-        return ctf_2d(shape, **values)
+        return np.asarray(ctf_2d(shape, **values))
+
+    def ctfs(self, shape: tuple[int, int], n_images: int, xp: Any = np) -> Any:
+        """Return the CTF of each of so many images; float32 (n_images, h, w // 2 + 1) of ``xp``."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        ctf = ctf_2d(shape, **values, xp=xp).astype(np.float32)
+        return xp.broadcast_to(ctf, (n_images, *ctf.shape[-2:]))
 
 
-def electron_wavelength(voltage_kV: float) -> float:
+def electron_wavelength(voltage_kV: Any) -> Any:
     """Return the relativistic wavelength of an electron in Å.
 
     Parameters
     ----------
-    voltage_kV
+    voltage_kV : float or array
         Acceleration voltage.
 
     Returns
     -------
-    float
+    float64 or array
         h / sqrt(2 m e V (1 + e V / 2 m c²)).
 
     Examples
     --------
-    >>> round(electron_wavelength(300), 5)
+    >>> round(float(electron_wavelength(300)), 5)
     0.01969
     """
-    volt = 1e3 * voltage_kV
-    return float(12.2642598 / np.sqrt(volt * (1 + 9.7847549e-7 * volt)))
+    volt = 1e3 * np.asarray(voltage_kV, np.float64)
+    return 12.2642598 / np.sqrt(volt * (1 + 9.7847549e-7 * volt))
 
 
 def ctf_2d(
     shape: tuple[int, int],
     *,
-    pixel_size_A: float,
+    pixel_size_A: npt.ArrayLike,
     defocus_u_A: npt.ArrayLike,
     defocus_v_A: npt.ArrayLike | None = None,
     astigmatism_deg: npt.ArrayLike = 0.0,
     phase_shift_deg: npt.ArrayLike = 0.0,
-    voltage_kV: float = 300.0,
-    spherical_aberration_mm: float = 2.7,
-    amplitude_contrast: float = 0.1,
-) -> npt.NDArray[Any]:
+    voltage_kV: npt.ArrayLike = 300.0,
+    spherical_aberration_mm: npt.ArrayLike = 2.7,
+    amplitude_contrast: npt.ArrayLike = 0.1,
+    b_factor_A2: npt.ArrayLike = 0.0,
+    xp: Any = np,
+) -> Any:
     """Return the CTF on the grid of `numpy.fft.rfft2`, origin first.
 
-    sin(π λ Δf k² - π/2 Cs λ³ k⁴ + φ + asin A), where Δf turns between the two defoci with the
-    direction of k (Rohou and Grigorieff 2015, J. Struct. Biol. 192:216, equations 2 to 4).
+    exp(-B k² / 4) sin(π λ Δf k² - π/2 Cs λ³ k⁴ + φ + asin A), where Δf turns between the two
+    defoci with the direction of k (Rohou and Grigorieff 2015, J. Struct. Biol. 192:216, equations 2
+    to 4; the envelope as in RELION).
 
     Parameters
     ----------
     shape : (h, w)
         Size of the images.
-    pixel_size_A
+    pixel_size_A : array_like, shape (...)
         Edge of a pixel in Å.
     defocus_u_A, defocus_v_A : array_like, shape (...)
         Defocus along the two axes in Å, positive is underfocus; without v there is no astigmatism.
@@ -117,8 +129,12 @@ def ctf_2d(
         Angle from the x axis to the axis of u.
     phase_shift_deg : array_like, shape (...)
         Phase shift of a phase plate.
-    voltage_kV, spherical_aberration_mm, amplitude_contrast
+    voltage_kV, spherical_aberration_mm, amplitude_contrast : array_like, shape (...)
         Of the microscope; the last is a fraction, 0 to 1.
+    b_factor_A2 : array_like, shape (...)
+        Of the envelope, in Å²; positive damps high frequencies.
+    xp
+        Array library of the result, NumPy or CuPy.
 
     Returns
     -------
@@ -131,20 +147,38 @@ def ctf_2d(
     >>> ctf.shape, round(float(ctf[0, 0]), 3)
     ((8, 5), 0.07)
     """
-    ky = np.fft.fftfreq(shape[0], pixel_size_A)[:, None]
-    kx = np.fft.rfftfreq(shape[1], pixel_size_A)[None, :]
-    k2 = ky**2 + kx**2
+    pixel_A, voltage_kV, cs_mm = (
+        _columns(a) for a in (pixel_size_A, voltage_kV, spherical_aberration_mm)
+    )
     u = _columns(defocus_u_A)
     v = u if defocus_v_A is None else _columns(defocus_v_A)
-    angle = np.arctan2(ky, kx) - np.deg2rad(_columns(astigmatism_deg))
-    defocus_A = (u + v + (u - v) * np.cos(2 * angle)) / 2
+    axis = 2 * np.deg2rad(_columns(astigmatism_deg))
     wavelength_A = electron_wavelength(voltage_kV)
-    aberration = np.pi / 2 * 1e7 * spherical_aberration_mm * wavelength_A**3 * k2**2
-    phase = np.deg2rad(_columns(phase_shift_deg)) + np.arcsin(amplitude_contrast)
-    return np.asarray(np.sin(np.pi * wavelength_A * defocus_A * k2 - aberration + phase))
+    # λ Δf k² is a quadratic form of kx and ky: no angle is needed at each point.
+    along, across, oblique = (
+        np.pi * wavelength_A / pixel_A**2 * part / 2
+        for part in (u + v, (u - v) * np.cos(axis), (u - v) * np.sin(axis))
+    )
+    aberration = np.pi / 2 * 1e7 * cs_mm * wavelength_A**3 / pixel_A**4
+    constant = np.deg2rad(_columns(phase_shift_deg)) + np.arcsin(_columns(amplitude_contrast))
+    ky2, kx2, kxy = _squares(shape, xp)
+    k2 = ky2 + kx2
+    phase = (xp.asarray(along) - xp.asarray(aberration) * k2) * k2 + xp.asarray(constant)
+    if np.any(across) or np.any(oblique):
+        phase = phase + xp.asarray(across) * (kx2 - ky2) + xp.asarray(oblique) * (2 * kxy)
+    ctf = xp.sin(phase)
+    damping = _columns(b_factor_A2) / pixel_A**2 / 4
+    return ctf * xp.exp(-xp.asarray(damping) * k2) if np.any(damping) else ctf
 
 
-def apply_ctf(images: npt.NDArray[Any], ctf: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _squares(shape: tuple[int, int], xp: Any) -> tuple[Any, Any, Any]:
+    """Return ky², kx² and kx ky in cycles a pixel."""
+    ky = xp.asarray(np.fft.fftfreq(shape[0])[:, None])
+    kx = xp.asarray(np.fft.rfftfreq(shape[1])[None, :])
+    return ky * ky, kx * kx, kx * ky
+
+
+def apply_ctf(images: Any, ctf: Any) -> Any:
     """Multiply the images by a CTF in Fourier space.
 
     Parameters

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from emdask.kernels.ctf import apply_ctf, ctf_2d, electron_wavelength
+from emdask.kernels.ctf import Optics, apply_ctf, ctf_2d, electron_wavelength
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,46 @@ def test_applying_multiplies_the_transform(shape, rng):
     ctf = ctf_2d(shape, pixel_size_A=3.0, defocus_u_A=1e4)
     expected = np.fft.rfft2(image) * ctf
     np.testing.assert_allclose(np.fft.rfft2(apply_ctf(image, ctf)), expected, atol=1e-9)
+
+
+def test_the_published_formula_point_by_point():
+    optics = {
+        "pixel_size_A": 1.7,
+        "defocus_u_A": 21_000.0,
+        "defocus_v_A": 17_500.0,
+        "astigmatism_deg": 37.0,
+        "phase_shift_deg": 25.0,
+        "voltage_kV": 200.0,
+        "spherical_aberration_mm": 1.4,
+        "amplitude_contrast": 0.07,
+        "b_factor_A2": 80.0,
+    }
+    h, w = 20, 24
+    expected = np.empty((h, w // 2 + 1))
+    wavelength = 12.2642598 / np.sqrt(200e3 * (1 + 9.7847549e-7 * 200e3))
+    for iy, fy in enumerate(np.fft.fftfreq(h, 1.7)):
+        for ix, fx in enumerate(np.fft.rfftfreq(w, 1.7)):
+            g2 = fx * fx + fy * fy
+            turned = 2 * (np.arctan2(fy, fx) - np.deg2rad(37.0))
+            defocus = 0.5 * (21_000 + 17_500 + (21_000 - 17_500) * np.cos(turned))
+            phase = np.pi * wavelength * g2 * (defocus - 0.5 * wavelength**2 * g2 * 1.4e7)
+            phase += np.deg2rad(25.0) + np.arctan(0.07 / np.sqrt(1 - 0.07**2))
+            expected[iy, ix] = np.sin(phase) * np.exp(-80.0 * g2 / 4)
+    np.testing.assert_allclose(ctf_2d((h, w), **optics), expected, atol=1e-10)
+
+
+def test_optics_of_many_images():
+    optics = Optics(
+        pixel_size_A=2.0,
+        defocus_u_A=np.array([1e4, 2e4, 3e4]),
+        defocus_v_A=np.array([1e4, 1.9e4, 2e4]),
+        astigmatism_deg=np.array([0.0, 10.0, 50.0]),
+        voltage_kV=np.array([300.0, 200.0, 300.0]),
+        b_factor_A2=50.0,
+    )
+    together = optics.ctfs((10, 12), 3)
+    assert together.dtype == np.float32
+    for i, ctf in enumerate(together):
+        np.testing.assert_allclose(ctf, optics.ctf((10, 12), i), atol=1e-6)
+    same = Optics(pixel_size_A=2.0, defocus_u_A=1e4, defocus_v_A=1e4)
+    assert same.ctfs((10, 12), 4).shape == (4, 10, 7)
