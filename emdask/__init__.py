@@ -9,7 +9,15 @@ if TYPE_CHECKING:
     from emdask.cluster import connect
     from emdask.comparisons import compare
     from emdask.denoisers import denoise, learn_denoiser
-    from emdask.io import open_model, open_stack, save_model, save_stack
+    from emdask.io import (
+        open_model,
+        open_stack,
+        open_volume,
+        save_model,
+        save_stack,
+        save_volume,
+    )
+    from emdask.phantoms import phantom
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
 __version__ = "0.1.0"
@@ -21,8 +29,11 @@ __all__ = [
     "learn_noise",
     "open_model",
     "open_stack",
+    "open_volume",
+    "phantom",
     "save_model",
     "save_stack",
+    "save_volume",
     "unwhiten",
     "whiten",
 ]
@@ -36,8 +47,11 @@ _HOMES = {
     "learn_noise": "emdask.whiteners",
     "open_model": "emdask.io",
     "open_stack": "emdask.io",
+    "open_volume": "emdask.io",
+    "phantom": "emdask.phantoms",
     "save_model": "emdask.io",
     "save_stack": "emdask.io",
+    "save_volume": "emdask.io",
     "unwhiten": "emdask.whiteners",
     "whiten": "emdask.whiteners",
 }

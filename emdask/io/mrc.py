@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Literal
 
@@ -115,6 +116,7 @@ def build_header(
     *,
     statistics: tuple[float, float, float, float] | None = None,
     is_stack: bool = True,
+    origin_A: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> bytes:
     """Make the header of an MRC2014 file, little endian.
 
@@ -131,6 +133,8 @@ def build_header(
         says "not determined".
     is_stack
         True for a stack of images, False for a volume.
+    origin_A
+        Place (x, y, z) of the first voxel, Å.
 
     Returns
     -------
@@ -164,6 +168,7 @@ def build_header(
         header[field] = value
     header["space_group"] = 0 if is_stack else 1
     header["version"] = 20141
+    header["origin"] = origin_A
     header["map"] = b"MAP "
     header["stamp"] = LITTLE_STAMP
     header["n_labels"] = 1
@@ -219,15 +224,8 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     ((2, 8, 6), 1.5)
     """
     name = os.fspath(path)
-    with open(name, "rb") as file:
-        compression = COMPRESSIONS.get(file.read(3), "")
-        status = os.fstat(file.fileno())
-    try:
-        with _open_plain(name, compression) as plain:
-            raw = plain.read(HEADER_BYTES)
-    except DAMAGE as error:
-        raise FormatError(f"{name}: not a whole {compression} file: {error}.") from error
-    fields, order = _parse(name, raw)
+    compression, status = _inspect(name)
+    fields, order = _parse(name, _read_start(name, compression))
     width, height, n_images = (int(n) for n in fields["shape_xyz"])
     header = MrcHeader(
         path=name,
@@ -240,6 +238,25 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         modified_ns=status.st_mtime_ns,
     )
     return header if compression else _hold_against_size(header, status.st_size)
+
+
+def read_fields(path: str | os.PathLike[str]) -> np.void:
+    """Read all that the header of an MRC file says, as it stands there.
+
+    Returns
+    -------
+    numpy.void
+        Of the type `HEADER_DTYPE`.
+
+    Raises
+    ------
+    FormatError
+        If it is no MRC file.
+    FileNotFoundError
+        If there is no such file.
+    """
+    name = os.fspath(path)
+    return _parse(name, _read_start(name, _inspect(name)[0]))[0]
 
 
 def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
@@ -259,6 +276,20 @@ def inspect_file(path: str | os.PathLike[str]) -> ImageFile:
         what_is_short=describe_size(header, os.path.getsize(header.path)) if is_short else "",
         compression=header.compression,
     )
+
+
+def _inspect(path: str) -> tuple[str, os.stat_result]:
+    """Return how the file is compressed, by its first bytes, and its state."""
+    with open(path, "rb") as file:
+        return COMPRESSIONS.get(file.read(3), ""), os.fstat(file.fileno())
+
+
+def _read_start(path: str, compression: str) -> bytes:
+    try:
+        with _open_plain(path, compression) as plain:
+            return plain.read(HEADER_BYTES)
+    except DAMAGE as error:
+        raise FormatError(f"{path}: not a whole {compression} file: {error}.") from error
 
 
 def _open_plain(path: str, compression: str) -> IO[bytes]:
