@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         save_volume,
     )
     from emdask.phantoms import phantom
+    from emdask.structures import volume_from_structure
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __all__ = [
     "save_stack",
     "save_volume",
     "unwhiten",
+    "volume_from_structure",
     "whiten",
 ]
 
@@ -53,6 +55,7 @@ _HOMES = {
     "save_stack": "emdask.io",
     "save_volume": "emdask.io",
     "unwhiten": "emdask.whiteners",
+    "volume_from_structure": "emdask.structures",
     "whiten": "emdask.whiteners",
 }
 
