@@ -180,7 +180,8 @@ def info(
     project_folder: ProjectFolder = None,
 ) -> None:
     """Say what a file holds: shape, pixel size, CTF, poses, history, noise."""
-    from emdask.commands import Source, show_info
+    from emdask.commands import show_info
+    from emdask.jobs import Source
 
     source = Source(
         paths=inputs,
@@ -212,7 +213,8 @@ def convert(
     project_folder: ProjectFolder = None,
 ) -> None:
     """Copy images and what is known of them into another format."""
-    from emdask.commands import Source, convert_files
+    from emdask.commands import convert_files
+    from emdask.jobs import Source
 
     source = Source(
         paths=inputs,
@@ -305,8 +307,9 @@ def denoise(
     The parameters of the method are below: emdask denoise --method NAME --help shows those of
     another, emdask methods lists all.
     """
-    from emdask.commands import Source, denoise_files
-    from emdask.commands import Workers as Where
+    from emdask.commands import denoise_files
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
 
     source = Source(
         paths=inputs,

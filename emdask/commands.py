@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from emdask.backend import count_cards
-from emdask.checks import require, sentence
-from emdask.cluster import require_cards
-from emdask.config import setting
+from emdask.checks import require
 from emdask.console import (
     Stopwatch,
     bytes_text,
-    connect_quietly,
     count_text,
     follow_images,
     rate_text,
@@ -33,107 +26,17 @@ from emdask.io import (
     check_model_target,
     check_target,
     open_model,
-    open_stack,
     save_model,
     save_stack,
 )
+from emdask.jobs import PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
 from emdask.method import Method, about, find_method, learns, list_methods, resolve_method
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
-PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
-MICROGRAPHS_STAR = "micrographs.star"
 IMAGES_SHOWN = 16
 MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """Where the work runs.
-
-    Parameters
-    ----------
-    n_workers
-        Worker processes on this machine; None for one a core, or one a card.
-    scheduler
-        Address of a running Dask scheduler; "cuda" for the cards of this machine, "local" for its
-        cores, "" for what the method and the device ask for.
-    """
-
-    n_workers: int | None = None
-    scheduler: str = ""
-
-    def connect(self, method: Method, device: str | None) -> Any:
-        """Return a Dask client, to be used as a context manager."""
-        device = device or setting("device")
-        if self.scheduler == "cuda":
-            remedy = "Leave out --scheduler cuda."
-            rule = "cuda needs a method with code for cards; emdask methods shows what runs where"
-            require("cuda" in method.apply, "--scheduler", rule, remedy=remedy)
-            rule = "cuda does not go with --device cpu"
-            require(device != "cpu", "--scheduler", rule, remedy=remedy)
-        on_cards = self._on_cards(method, device)
-        target = self.scheduler or ("cuda" if on_cards else "local")
-        return connect_quietly(target, n_workers=self.n_workers)
-
-    def _on_cards(self, method: Method, device: str) -> bool:
-        """One worker a card, as soon as cards are used: not one a core that all share a card."""
-        if device != "auto":
-            return device == "cuda"
-        able = "cuda" in method.apply and find_spec("dask_cuda") is not None
-        return able and self.n_workers is None and setting("cards") and count_cards() > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Files of images and how they are opened, as `emdask.open_stack` takes them.
-
-    Parameters
-    ----------
-    paths
-        Files or patterns.
-    images
-        Which images to take, as "0:610"; "" for all.
-    kind
-        "micrographs" or "particles"; None for what the files are.
-    pixel_size_A
-        Edge of a pixel in Å; None for what the files say.
-    project_folder
-        Folder that the paths in a STAR file start from; None to look for it.
-    """
-
-    paths: Sequence[str]
-    images: str = ""
-    kind: str | None = None
-    pixel_size_A: float | None = None
-    project_folder: str | Path | None = None
-
-    def open(self) -> xr.DataArray:
-        """Return the lazy stack."""
-        return open_stack(
-            list(self.paths),
-            images=parse_slice(self.images),
-            kind=self.kind,
-            pixel_size_A=self.pixel_size_A,
-            project_folder=self.project_folder,
-        )
-
-
-def parse_slice(text: str) -> slice | None:
-    """Turn "START:STOP" or "START:STOP:STEP" into a slice; "" into None.
-
-    Examples
-    --------
-    >>> parse_slice("0:610"), parse_slice("10:")
-    (slice(0, 610, None), slice(10, None, None))
-    """
-    if not text:
-        return None
-    words = text.split(":")
-    ok = len(words) in (2, 3) and all(re.fullmatch(r"-?\d+|", word.strip()) for word in words)
-    require(ok, "--images", "images must be START:STOP, as 0:100", text)
-    return slice(*(int(word) if word.strip() else None for word in words))
 
 
 def show_info(source: Source) -> None:
@@ -356,10 +259,7 @@ def denoise_files(
     )
     # Before workers start: a wrong parameter or target is to be told at once.
     check_target(plan.build(stack), out, resume=resume, overwrite=overwrite)
-    with workers.connect(record, device) as client:
-        if (device or setting("device")) == "cuda":
-            # Before the output is begun: what is left of it would stand in the way of the next try.
-            require_cards(client)
+    with workers.connect(record.apply, device) as client:
         watch = Stopwatch()
         plan = plan.learn(stack)
         if keep_model is not None and plan.model is not None:
@@ -438,31 +338,6 @@ class Plan:
         if self.whiten_noise:
             clean = unwhiten(clean, plan.noise, device=self.device)
         return clean  # type: ignore[no-any-return]
-
-
-def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
-    """Refuse a picture's path before hours of work, not after.
-
-    Raises
-    ------
-    ParameterError, FileNotFoundError, PermissionError
-        If the ending is unknown, or the folder is absent or read-only.
-    """
-    if path is None:
-        return
-    rule = f"the name must end in {' or '.join(suffixes)}"
-    require(path.suffix.lower() in suffixes, str(path), rule, path.suffix or None)
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(sentence(str(path), "its folder does not exist"))
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(sentence(str(path), "its folder is read-only"))
-
-
-def reopen(path: str | Path) -> xr.DataArray:
-    """Open what `emdask.save_stack` wrote; a folder of micrographs by its STAR file."""
-    path = Path(path)
-    return open_stack(path / MICROGRAPHS_STAR if path.is_dir() and path.suffix != ".zarr" else path)
 
 
 def first_images(noisy: xr.DataArray, denoised_path: str | Path) -> tuple[Any, Any]:

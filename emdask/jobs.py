@@ -1,0 +1,159 @@
+"""What commands share: files to open, workers to start, paths of pictures to check."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from emdask.backend import count_cards
+from emdask.checks import require, sentence
+from emdask.cluster import require_cards
+from emdask.config import setting
+from emdask.console import connect_quietly
+from emdask.io import open_stack
+
+PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
+MICROGRAPHS_STAR = "micrographs.star"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """Where the work runs.
+
+    Parameters
+    ----------
+    n_workers
+        Worker processes on this machine; None for one a core, or one a card.
+    scheduler
+        Address of a running Dask scheduler; "cuda" for the cards of this machine, "local" for its
+        cores, "" for what the method and the device ask for.
+    """
+
+    n_workers: int | None = None
+    scheduler: str = ""
+
+    @contextmanager
+    def connect(self, devices: Collection[str], device: str | None) -> Iterator[Any]:
+        """Start or find workers; they stop at the end if they were started.
+
+        Parameters
+        ----------
+        devices
+            What there is code for, as ("cpu", "cuda").
+        device
+            What the user asked for; None takes the setting.
+
+        Yields
+        ------
+        distributed.Client
+
+        Raises
+        ------
+        ParameterError, DeviceError
+            If cards are asked for and there is no code for them, or none of them.
+        """
+        device = device or setting("device")
+        if self.scheduler == "cuda":
+            remedy = "Leave out --scheduler cuda."
+            rule = "cuda needs a method with code for cards; emdask methods shows what runs where"
+            require("cuda" in devices, "--scheduler", rule, remedy=remedy)
+            rule = "cuda does not go with --device cpu"
+            require(device != "cpu", "--scheduler", rule, remedy=remedy)
+        on_cards = self._on_cards(devices, device)
+        target = self.scheduler or ("cuda" if on_cards else "local")
+        with connect_quietly(target, n_workers=self.n_workers) as client:
+            if device == "cuda":
+                # Before any output is begun: what is left of it would stand in the way of the next.
+                require_cards(client)
+            yield client
+
+    def _on_cards(self, devices: Collection[str], device: str) -> bool:
+        """One worker a card, as soon as cards are used: not one a core that all share a card."""
+        if device != "auto":
+            return device == "cuda"
+        able = "cuda" in devices and find_spec("dask_cuda") is not None
+        return able and self.n_workers is None and setting("cards") and count_cards() > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Files of images and how they are opened, as `emdask.open_stack` takes them.
+
+    Parameters
+    ----------
+    paths
+        Files or patterns.
+    images
+        Which images to take, as "0:610"; "" for all.
+    kind
+        "micrographs" or "particles"; None for what the files are.
+    pixel_size_A
+        Edge of a pixel in Å; None for what the files say.
+    project_folder
+        Folder that the paths in a STAR file start from; None to look for it.
+    """
+
+    paths: Sequence[str]
+    images: str = ""
+    kind: str | None = None
+    pixel_size_A: float | None = None
+    project_folder: str | Path | None = None
+
+    def open(self) -> xr.DataArray:
+        """Return the lazy stack."""
+        return open_stack(
+            list(self.paths),
+            images=parse_slice(self.images),
+            kind=self.kind,
+            pixel_size_A=self.pixel_size_A,
+            project_folder=self.project_folder,
+        )
+
+
+def parse_slice(text: str) -> slice | None:
+    """Turn "START:STOP" or "START:STOP:STEP" into a slice; "" into None.
+
+    Examples
+    --------
+    >>> parse_slice("0:610"), parse_slice("10:")
+    (slice(0, 610, None), slice(10, None, None))
+    """
+    if not text:
+        return None
+    words = text.split(":")
+    ok = len(words) in (2, 3) and all(re.fullmatch(r"-?\d+|", word.strip()) for word in words)
+    require(ok, "--images", "images must be START:STOP, as 0:100", text)
+    return slice(*(int(word) if word.strip() else None for word in words))
+
+
+def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
+    """Refuse a picture's path before hours of work, not after.
+
+    Raises
+    ------
+    ParameterError, FileNotFoundError, PermissionError
+        If the ending is unknown, or the folder is absent or read-only.
+    """
+    if path is None:
+        return
+    rule = f"the name must end in {' or '.join(suffixes)}"
+    require(path.suffix.lower() in suffixes, str(path), rule, path.suffix or None)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(sentence(str(path), "its folder does not exist"))
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(sentence(str(path), "its folder is read-only"))
+
+
+def reopen(path: str | Path) -> xr.DataArray:
+    """Open what `emdask.save_stack` wrote; a folder of micrographs by its STAR file."""
+    path = Path(path)
+    return open_stack(path / MICROGRAPHS_STAR if path.is_dir() and path.suffix != ".zarr" else path)
