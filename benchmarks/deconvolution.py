@@ -28,7 +28,7 @@ import emdask
 from emdask.denoisers import FAMILY
 from emdask.method import find_method
 from emdask.metrics import affine_fit, psnr
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 SNRS = (1, 0.4, 0.2, 0.1, 0.05)
 METHODS = ("wiener", "unsupervised_wiener", "richardson_lucy", "lowpass", "bandpass")

@@ -26,7 +26,7 @@ from tables import describe_machine, table, write_lines
 
 from emdask.denoisers import FAMILY
 from emdask.method import build_params, find_method
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 SNRS = (1, 0.4, 0.2, 0.1, 0.05)
 QUICK_SNRS = (0.1,)

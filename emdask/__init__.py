@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         save_volume,
     )
     from emdask.phantoms import phantom
+    from emdask.simulators import simulate
     from emdask.structures import volume_from_structure
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -35,6 +36,7 @@ __all__ = [
     "save_model",
     "save_stack",
     "save_volume",
+    "simulate",
     "unwhiten",
     "volume_from_structure",
     "whiten",
@@ -54,6 +56,7 @@ _HOMES = {
     "save_model": "emdask.io",
     "save_stack": "emdask.io",
     "save_volume": "emdask.io",
+    "simulate": "emdask.simulators",
     "unwhiten": "emdask.whiteners",
     "volume_from_structure": "emdask.structures",
     "whiten": "emdask.whiteners",

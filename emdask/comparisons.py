@@ -25,7 +25,7 @@ from emdask.io import open_stack
 from emdask.kernels.fourier import ring_frequencies
 from emdask.method import learns, resolve_method
 from emdask.metrics import WINDOW_PX, check_data_range, frc, mse, psnr, ssim
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 from emdask.stack import as_stack, build_stack, choose_chunk, image_ids
 
 Images = npt.NDArray[Any]

@@ -27,7 +27,7 @@ from emdask.report import (
     provenance_rows,
     write_report,
 )
-from emdask.simulators import demo_micrograph, demo_particles
+from emdask.simulators.demo_images import demo_micrograph, demo_particles
 
 Images = npt.NDArray[Any]
 

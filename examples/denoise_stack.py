@@ -11,7 +11,7 @@ from pathlib import Path
 import emdask
 from emdask.metrics import low_frequency_ratio, psnr
 from emdask.plots import draw_before_after, save_figure
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 
 def main(source: str = "", out: str = "denoised.zarr") -> Path:

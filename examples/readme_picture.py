@@ -14,7 +14,7 @@ from PIL import Image
 
 import emdask
 from emdask.plots import about_median, grey_limits, montage, typical_limits
-from emdask.simulators import demo_micrograph, demo_particles
+from emdask.simulators.demo_images import demo_micrograph, demo_particles
 
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "before-after.png"
 N_PARTICLES = 6

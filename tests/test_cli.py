@@ -24,7 +24,7 @@ from emdask.errors import EmdaskError
 from emdask.io import open_stack, save_stack
 from emdask.method import list_methods
 from emdask.options import parse_value
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 PLUGIN = '''"""Grey levels times a number."""
 
@@ -459,7 +459,7 @@ def _n_shards(folder: Path) -> int:
 )
 @pytest.mark.parametrize("command", ["denoise", "convert"])
 def test_a_bad_target_is_refused_before_workers_start(stack_path, make, said, command, monkeypatch):
-    monkeypatch.setattr("emdask.commands.connect_quietly", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("emdask.jobs.connect_quietly", lambda *_, **__: 1 / 0)
     before = files_under(stack_path.parent)
     assert_refused(call(command, stack_path, make(stack_path.parent)), *said)
     assert files_under(stack_path.parent) == before
@@ -493,9 +493,9 @@ def test_who_works(stack_path, bm3d_on_cards, words, target, n_cards, monkeypatc
     def ask(target: str, *, n_workers: int | None) -> None:
         raise Asked(f"{target} {n_workers}")
 
-    monkeypatch.setattr("emdask.commands.connect_quietly", ask)
-    monkeypatch.setattr("emdask.commands.count_cards", lambda: n_cards)
-    monkeypatch.setattr("emdask.commands.find_spec", lambda name: name)
+    monkeypatch.setattr("emdask.jobs.connect_quietly", ask)
+    monkeypatch.setattr("emdask.jobs.count_cards", lambda: n_cards)
+    monkeypatch.setattr("emdask.jobs.find_spec", lambda name: name)
     command = ["denoise", stack_path, stack_path.parent / "out.zarr", *words]
     if not words and n_cards:
         assert call(*command) == (2, "", "emdask: cuda None\n")

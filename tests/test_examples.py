@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from emdask.io import open_stack, save_stack
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

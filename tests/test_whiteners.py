@@ -14,7 +14,7 @@ import emdask
 from emdask.errors import ParameterError
 from emdask.kernels.fourier import frequency_grid, radial_power
 from emdask.metrics import low_frequency_ratio, psnr
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 
 def coloured_power(frequency: Any) -> Any:

@@ -1,237 +1,261 @@
-"""Simulators: for now the images of ``emdask demo``."""
+"""Simulators: images whose truth is known, by the image model ``X = CTF * (P V) + N``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
+from dask.base import tokenize
 
-from emdask.checks import check_integer, check_number
-from emdask.kernels.ctf import apply_ctf, ctf_2d
-from emdask.kernels.projections import project_blobs
-from emdask.kernels.proteins import grow_protein
+from emdask.backend import check_device
+from emdask.checks import check_choice, check_integer, check_number, require, sentence
+from emdask.errors import StackError
+from emdask.io import open_volume
+from emdask.kernels.slices import ACCURACIES
+from emdask.lazy import read_images
+from emdask.placement import on_cards
+from emdask.simulators.scene import DEVICES, N_SAMPLE, Scene, read_clean, read_noisy
+from emdask.simulators.truth import Views
 from emdask.stack import add_provenance, build_stack, choose_chunk
+from emdask.volumes import as_volume
 
-Array = npt.NDArray[Any]
-
-BLOB_WIDTH_A = 4.0
-OPTICS = {"voltage_kV": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1}
-DEFOCUS_A = (15_000.0, 20_000.0)
-ASTIGMATISM_A = 300.0
-PARTICLE_DISTANCE_A = 210.0
+WHAT = "simulate"
+NOISES = ("white", "coloured")
+ANGLES = ("rot_deg", "tilt_deg", "psi_deg")
+SHIFTS = ("shift_x_A", "shift_y_A")
 
 
-def demo_particles(
-    n_images: int = 200,
+def simulate(
+    volumes: Any,
+    n_images: int,
     *,
-    box_px: int = 128,
-    pixel_size_A: float = 2.0,
-    snr: float = 0.1,
-    ctf: bool = True,
+    snr: float | None,
+    poses: Any = "uniform",
+    cone_deg: float = 10.0,
+    view_deg: tuple[float, float] = (0.0, 0.0),
+    shifts_A: Any = 0.0,
+    ctf: Any = None,
+    noise: str = "white",
+    proportions: Sequence[float] | None = None,
     seed: int = 0,
-) -> tuple[xr.DataArray, Array]:
-    """Simulate noisy particle images of a protein of our own making.
+    pixel_size_A: float | None = None,
+    accuracy: str = "normal",
+    chunks: int | str = "auto",
+    device: str | None = None,
+) -> xr.Dataset:
+    """Simulate particle images of volumes, lazily: X = CTF * (P V) + N.
 
-    Projections along random directions, with small shifts and a CTF of 1.5 to 2 µm underfocus at
-    300 kV, particles white on dark, plus white Gaussian noise of variance 1, as in normalised
-    stacks.
+    Image i depends on ``seed`` and i alone, not on how many images there are, on the chunks or the
+    order: each of its random numbers follows from both, and the grey levels are scaled by the
+    signal of the first 512 images of the seed.
 
     Parameters
     ----------
+    volumes
+        A volume or a list of them, one a class: what `emdask.open_volume` takes or returns, or
+        arrays (z, y, x). All of one size.
     n_images
         Number of images.
-    box_px
-        Edge of an image.
-    pixel_size_A
-        Edge of a pixel in Å.
     snr
-        Variance of the clean images (CTF applied) over the full frame / variance of the noise.
+        Variance of the clean image (CTF applied) over the full frame / variance of the noise, of
+        the stack as a whole. The noise has variance 1, as in normalised stacks. None for no noise;
+        the images are then the projections in the unit of the volume.
+    poses
+        "uniform": every view is as likely as another; "cone": views within ``cone_deg`` of
+        ``view_deg``; or RELION's Euler angles (rot, tilt, psi) of each image in degrees, (n, 3).
+    cone_deg
+        Half of the cone's opening in degrees.
+    view_deg
+        rot and tilt of the cone's axis in degrees.
+    shifts_A
+        Largest shift along each axis in Å, drawn evenly; or the shifts (x, y) of each image, (n,
+        2): the translation that centres the particle, which stands at minus that.
     ctf
-        Whether there is a CTF; without, the images are the projected density.
+        None for no CTF. A dictionary with any of ``defocus_A`` (mean of both axes; by default 10000
+        to 20000), ``astigmatism_A`` (their difference), ``astigmatism_deg``, ``phase_shift_deg``,
+        ``b_factor_A2``, ``voltage_kV``, ``spherical_aberration_mm``, ``amplitude_contrast``: a
+        number, a range (low, high) to draw from, or an array with one entry an image. A list of
+        such dictionaries makes optics groups, equally likely.
+    noise
+        "white", or "coloured": more power at low frequencies, as of ice, and less towards Nyquist
+        (`emdask.kernels.coloured_noise`).
+    proportions
+        Of the volumes among the images; None for equal ones.
     seed
-        Of the random numbers; those of an image follow [seed, image_id].
+        Of the random numbers, at least 0.
+    pixel_size_A
+        Edge of a voxel and of a pixel in Å, where the volumes do not say.
+    accuracy
+        Of the projections: relative error of "rough" 5e-3, "normal" 3e-4, "high" 3e-5.
+    chunks
+        Images a block, or "auto".
+    device
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
 
     Returns
     -------
-    stack : xarray.DataArray, dims (image, y, x), float32
-        Noisy images with poses, CTF and optics.
-    clean : float32 array, shape (n_images, box_px, box_px)
-        The same without noise.
+    xarray.Dataset
+        ``images`` and ``clean``, both stacks of dims (image, y, x), float32, lazy, particles white
+        on dark. The truth is in their coordinates: ``rot_deg``, ``tilt_deg``, ``psi_deg``,
+        ``shift_x_A``, ``shift_y_A``, ``defocus_u_A``, ``defocus_v_A``, ``astigmatism_deg``,
+        ``class_id`` (from 1), ``image_id``, ``optics_group``. The dataset itself has it as
+        ``rotation_deg`` (image, 3) and ``shift_A`` (image, 2), too.
 
     Raises
     ------
-    ParameterError
-        If a number is out of range.
+    ParameterError, StackError
+        At once, before anything is computed.
+
+    Notes
+    -----
+    Projections are central slices of the volume's Fourier transform, up to Nyquist in every
+    direction (`emdask.kernels.slices`).
 
     Examples
     --------
-    >>> stack, clean = demo_particles(3, box_px=32, pixel_size_A=8.0)
-    >>> stack.shape, clean.shape, stack.attrs["pixel_size_A"]
-    ((3, 32, 32), (3, 32, 32), 8.0)
+    >>> from emdask import phantom
+    >>> particle = phantom(8, radius_A=20).volume(32, 3.0)
+    >>> made = simulate(particle, 4, snr=0.5, ctf={"defocus_A": (8000, 12000)})
+    >>> made.images.shape, made.class_id.values.tolist(), made.rotation_deg.shape
+    ((4, 32, 32), [1, 1, 1, 1], (4, 3))
+    >>> image = made.images[2].compute()
     """
-    check_integer("demo", "n_images", n_images, 1)
-    check_number("demo", "snr", snr, 1e-6)
-    draws = [np.random.default_rng([seed, image_id]) for image_id in range(n_images)]
-    rotation_deg = np.array([random_rotation_deg(rng) for rng in draws])
-    shift_A = np.array([rng.normal(scale=pixel_size_A, size=2) for rng in draws])
-    defocus = [_draw_defocus(rng) for rng in draws]
-    coords: dict[str, Any] = {name: np.array([d[name] for d in defocus]) for name in defocus[0]}
-    density = project_blobs(
-        grow_protein(seed),
-        BLOB_WIDTH_A,
-        rotation_deg=rotation_deg,
-        shift_A=shift_A,
-        box_px=box_px,
-        pixel_size_A=pixel_size_A,
-    )
-    if ctf:
-        optics = {"pixel_size_A": pixel_size_A, **coords, **OPTICS}
-        density = apply_ctf(density, ctf_2d((box_px, box_px), **optics))
-    else:
-        coords = {}
-    clean = _scale_to_snr(density, snr)
-    noise = np.stack([rng.standard_normal(clean.shape[1:], np.float32) for rng in draws])
-    coords |= {
-        "image_id": np.arange(n_images),
-        **dict(zip(("rot_deg", "tilt_deg", "psi_deg"), rotation_deg.T, strict=True)),
-        **dict(zip(("shift_x_A", "shift_y_A"), shift_A.T, strict=True)),
+    device = check_device(device, WHAT, DEVICES)
+    check_integer(WHAT, "n_images", n_images, 1)
+    check_integer(WHAT, "seed", seed, 0, 2**63 - 1)
+    check_choice(WHAT, "noise", noise, NOISES)
+    check_choice(WHAT, "accuracy", accuracy, ACCURACIES)
+    if snr is not None:
+        check_number(WHAT, "snr", snr, 1e-9)
+    opened = check_volumes(volumes, pixel_size_A)
+    pixel_A = float(opened[0].attrs["pixel_size_A"])
+    fields = {
+        "volumes": tuple(volume.values for volume in opened),
+        "pixel_size_A": pixel_A,
+        "views": Views(poses=poses, cone_deg=cone_deg, view_deg=view_deg),
+        "shifts_A": shifts_A,
+        "ctf": ctf,
+        "proportions": proportions,
+        "n_sample": _sample_size(n_images, poses, shifts_A, ctf),
+        "snr": snr,
+        "noise": noise,
+        "seed": int(seed),
+        "accuracy": accuracy,
+        "device": device,
     }
-    parameters = {"n_images": n_images, "box_px": box_px, "snr": snr, "ctf": ctf, "seed": seed}
-    attrs = _attrs("particles", pixel_size_A, parameters)
-    return _lazy_stack(clean + noise, coords, attrs), clean
+    scene = Scene(token=tokenize(fields), **fields)
+    coords, attrs = _truth_of(scene, int(n_images))
+    attrs = add_provenance(attrs, WHAT, _record(scene, int(n_images)))
+    stacks = {
+        "images": _stack(read_noisy, scene, n_images, chunks, coords, attrs),
+        "clean": _stack(read_clean, scene, n_images, chunks, coords, attrs),
+    }
+    along = {
+        "rotation_deg": (("image", "angle"), np.stack([coords[name] for name in ANGLES], -1)),
+        "shift_A": (("image", "axis"), np.stack([coords[name] for name in SHIFTS], -1)),
+    }
+    return xr.Dataset(stacks, attrs=attrs).assign_coords(along)
 
 
-def demo_micrograph(
-    size_px: int = 1024, *, pixel_size_A: float = 2.0, snr: float = 0.1, seed: int = 0
-) -> tuple[xr.DataArray, Array]:
-    """Simulate a micrograph: particles apart from each other, ice that thickens, white noise.
-
-    The particles are dark, as the camera records them in underfocus.
+def check_volumes(volumes: Any, pixel_size_A: float | None = None) -> list[xr.DataArray]:
+    """Open what may be given as one volume or several, and see that they are of one kind.
 
     Parameters
     ----------
-    size_px
-        Edge of the micrograph.
+    volumes
+        A volume, a path of one, an array (z, y, x), or a list of these.
     pixel_size_A
-        Edge of a pixel in Å.
-    snr
-        Variance of the particles (CTF applied, without the ice) over the full frame / variance of
-        the noise.
-    seed
-        Of the random numbers.
+        Edge of a voxel in Å, where they do not say.
 
     Returns
     -------
-    stack : xarray.DataArray, dims (image, y, x), float32
-        One noisy micrograph; the noise has variance 1.
-    clean : float32 array, shape (1, size_px, size_px)
-        Particles and ice without noise.
+    list of xarray.DataArray
+        Volumes, see `emdask.volumes`.
 
     Raises
     ------
-    ParameterError
-        If a number is out of range.
+    ParameterError, StackError
+        If there is none, one cannot be read, or they differ in size.
 
     Examples
     --------
-    >>> stack, clean = demo_micrograph(256)
-    >>> stack.shape, stack.attrs["kind"]
-    ((1, 256, 256), 'micrographs')
+    >>> len(check_volumes([np.ones((4, 4, 4)), np.zeros((4, 4, 4))], 2.0))
+    2
     """
-    check_number("demo", "snr", snr, 1e-6)
-    check_integer("demo", "size_px", size_px, 64)
-    rng = np.random.default_rng([seed, 2**31])
-    defocus = _draw_defocus(rng)
-    field, margin_px = _scatter_particles(rng, size_px, pixel_size_A, grow_protein(seed))
-    ctf = ctf_2d(field.shape, pixel_size_A=pixel_size_A, **defocus, **OPTICS)
-    # Cropped after the CTF: a particle that the edge cuts must not ring at the opposite edge.
-    field = apply_ctf(field, ctf)[margin_px:-margin_px, margin_px:-margin_px]
-    particles = -_scale_to_snr(field, snr)
-    clean = (particles + _ice(rng, size_px))[None].astype(np.float32)
-    noise = rng.standard_normal(clean.shape, np.float32)
-    coords = {"image_id": [0], **{name: [value] for name, value in defocus.items()}}
-    attrs = _attrs("micrographs", pixel_size_A, {"size_px": size_px, "snr": snr, "seed": seed})
-    return _lazy_stack(clean + noise, coords, attrs), clean
+    several = isinstance(volumes, Sequence) and not isinstance(volumes, str)
+    given = list(volumes) if several else [volumes]
+    require(bool(given), WHAT, "needs at least one volume")
+    opened = [_open(volume, pixel_size_A) for volume in given]
+    kinds = [(volume.shape[0], volume.attrs["pixel_size_A"]) for volume in opened]
+    if len(set(kinds)) > 1:
+        rule = "volumes must have one size in voxels and in Å"
+        remedy = "Pad or resample them first."
+        raise StackError(sentence(WHAT, rule, sorted(set(kinds)), remedy))
+    return opened
 
 
-def random_rotation_deg(rng: np.random.Generator) -> Array:
-    """Draw Euler angles (rot, tilt, psi) such that every direction of view is as likely as another.
-
-    Examples
-    --------
-    >>> random_rotation_deg(np.random.default_rng(0)).shape
-    (3,)
-    """
-    rot, psi = rng.uniform(-180, 180, 2)
-    tilt = np.rad2deg(np.arccos(rng.uniform(-1, 1)))
-    return np.array([rot, tilt, psi])
+def _open(volume: Any, pixel_size_A: float | None) -> xr.DataArray:
+    if isinstance(volume, str | Path):
+        return open_volume(volume, pixel_size_A=pixel_size_A)
+    return as_volume(volume, pixel_size_A)
 
 
-def _draw_defocus(rng: np.random.Generator) -> dict[str, float]:
-    u = rng.uniform(*DEFOCUS_A)
-    v = u - rng.uniform(0, ASTIGMATISM_A)
-    return {
-        "defocus_u_A": float(u),
-        "defocus_v_A": float(v),
-        "astigmatism_deg": float(rng.uniform(0, 180)),
+def _sample_size(n_images: int, *given: Any) -> int:
+    """How many images tell the variance of the signal: fewer where arrays end before."""
+    *plain, ctf = given
+    groups = ctf if isinstance(ctf, list | tuple) else [ctf]
+    values = [v for group in groups if isinstance(group, Mapping) for v in group.values()]
+    arrays = [value for value in plain if np.ndim(value)]
+    arrays += [value for value in values if np.ndim(value) and not isinstance(value, tuple | list)]
+    return min(N_SAMPLE, n_images) if arrays else N_SAMPLE
+
+
+def _truth_of(scene: Scene, n_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Coordinates of the images, and attributes of the stack."""
+    truth = scene.draw(np.arange(n_images))
+    coords: dict[str, Any] = {"image_id": np.arange(n_images)}
+    coords |= dict(zip(ANGLES, truth.rotation_deg.T, strict=True))
+    coords |= dict(zip(SHIFTS, truth.shift_A.T, strict=True))
+    coords |= {"class_id": truth.class_index + 1}
+    attrs: dict[str, Any] = {"kind": "particles", "pixel_size_A": scene.pixel_size_A}
+    for name, value in truth.optics.items():
+        (coords if np.ndim(value) else attrs)[name] = value
+    return coords, attrs
+
+
+def _record(scene: Scene, n_images: int) -> dict[str, Any]:
+    """Parameters for the provenance: what was given an image at a time is in the coordinates."""
+    poses = scene.views.poses
+    record: dict[str, Any] = {
+        "n_images": n_images,
+        "n_volumes": len(scene.volumes),
+        "snr": scene.snr,
+        "poses": poses if isinstance(poses, str) else "given",
+        "noise": scene.noise,
+        "seed": scene.seed,
+        "accuracy": scene.accuracy,
     }
+    if record["poses"] == "cone":
+        record |= {"cone_deg": scene.views.cone_deg, "view_deg": list(scene.views.view_deg)}
+    return record
 
 
-def _scatter_particles(
-    rng: np.random.Generator, size_px: int, pixel_size_A: float, points_A: Array
-) -> tuple[Array, int]:
-    """Put as many particles as fit at random places, no two nearer than their diameter.
-
-    Returns a field larger than the micrograph, and its margin in pixels.
-    """
-    distance_px = PARTICLE_DISTANCE_A / pixel_size_A
-    box_px = 2 * int(np.ceil(0.6 * distance_px))
-    centres = _random_places(rng, size_px, distance_px)
-    images = project_blobs(
-        points_A,
-        BLOB_WIDTH_A,
-        rotation_deg=[random_rotation_deg(rng) for _ in centres],
-        box_px=box_px,
-        pixel_size_A=pixel_size_A,
-    )
-    field = np.zeros((size_px + 2 * box_px,) * 2, np.float32)
-    for image, (y, x) in zip(images, centres + box_px // 2, strict=True):
-        field[y : y + box_px, x : x + box_px] += image
-    return field, box_px
-
-
-def _random_places(rng: np.random.Generator, size_px: int, distance_px: float) -> Array:
-    tried = rng.integers(0, size_px, (20 * int((size_px / distance_px) ** 2) + 20, 2))
-    kept = tried[:1]
-    for place in tried[1:]:
-        if np.hypot(*(kept - place).T).min() >= distance_px:
-            kept = np.concatenate([kept, place[None]])
-    return kept
-
-
-def _ice(rng: np.random.Generator, size_px: int) -> Array:
-    """Grey level of ice that grows thicker towards one side, with a slow wave; about ±0.7."""
-    y, x = np.mgrid[-1 : 1 : size_px * 1j, -1 : 1 : size_px * 1j]
-    angle, phase = rng.uniform(0, 2 * np.pi, 2)
-    along = np.cos(angle) * x + np.sin(angle) * y
-    across = np.cos(angle) * y - np.sin(angle) * x
-    return np.asarray(0.5 * along + 0.15 * np.cos(2.5 * across + phase))
-
-
-def _scale_to_snr(images: Array, snr: float) -> Array:
-    """Scale clean images to the variance ``snr``, their SNR where the noise has variance 1."""
-    variance = float(images.var(axis=(-2, -1)).mean())
-    return np.asarray(images * np.sqrt(snr / variance), np.float32)
-
-
-def _attrs(kind: str, pixel_size_A: float, parameters: dict[str, Any]) -> dict[str, Any]:
-    attrs = {"kind": kind, "pixel_size_A": pixel_size_A, **OPTICS}
-    return add_provenance(attrs, "demo", parameters)
-
-
-def _lazy_stack(images: Array, coords: dict[str, Any], attrs: dict[str, Any]) -> xr.DataArray:
-    chunks = (choose_chunk(images.shape, images.dtype), -1, -1)
-    return build_stack(da.from_array(images, chunks=chunks), coords, attrs)
+def _stack(
+    read: Any,
+    scene: Scene,
+    n_images: int,
+    chunks: int | str,
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+) -> xr.DataArray:
+    size_px = scene.volumes[0].shape[0]
+    shape = (int(n_images), size_px, size_px)
+    chunk = choose_chunk(shape, np.float32, chunks)
+    with on_cards(scene.device):
+        images = read_images(
+            read, scene, shape=shape, dtype=np.float32, chunk=chunk, name="simulate"
+        )
+    return build_stack(images, coords, attrs)

@@ -18,7 +18,7 @@ from emdask.denoisers import FAMILY, bilateral, median, nl_means, wavelet
 from emdask.errors import ParameterError
 from emdask.kernels.scales import halve, merge_scales
 from emdask.method import find_method
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 Floats = npt.NDArray[np.floating]
 METHODS = (

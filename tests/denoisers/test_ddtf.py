@@ -15,7 +15,7 @@ import emdask
 from emdask.denoisers.ddtf import METHOD, Ddtf, choose_scales
 from emdask.errors import ParameterError
 from emdask.kernels.tight_frame import cosine_frame
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 Floats = npt.NDArray[np.float32]
 

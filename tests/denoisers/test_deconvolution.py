@@ -25,7 +25,7 @@ from emdask.kernels import deconvolution
 from emdask.kernels.ctf import Optics
 from emdask.kernels.psf import freeze_psf, gaussian_psf, transfer_function
 from emdask.options import method_options
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 METHODS = ("wiener", "unsupervised_wiener", "richardson_lucy")
 RECORDS = (Wiener, UnsupervisedWiener, RichardsonLucy)

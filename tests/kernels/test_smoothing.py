@@ -18,7 +18,7 @@ from emdask.kernels.smoothing import (
     gaussian_noise,
 )
 from emdask.kernels.unit_noise import denoise_at_unit_noise
-from emdask.simulators import demo_particles
+from emdask.simulators.demo_images import demo_particles
 
 Floats = npt.NDArray[np.floating]
 

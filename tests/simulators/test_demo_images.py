@@ -7,7 +7,7 @@ import pytest
 
 from emdask.errors import ParameterError
 from emdask.metrics import snr
-from emdask.simulators import demo_micrograph, demo_particles
+from emdask.simulators.demo_images import demo_micrograph, demo_particles
 
 
 def test_particles_have_the_snr_and_white_noise_of_variance_one():
