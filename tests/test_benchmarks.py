@@ -51,6 +51,16 @@ def test_codecs_prints_every_input_and_both_forms(tmp_path: Path) -> None:
     assert out.read_text().splitlines() == printed.rstrip().splitlines()
 
 
+def test_simulation_prints_stages_and_both_files(tmp_path: Path) -> None:
+    out = tmp_path / "simulation.md"
+    printed = run("simulation", "--quick", "--out", str(out))
+    assert all(stage in printed for stage in ("central slice", "CTF", "white noise"))
+    assert "| 32 | zarr |" in printed
+    assert "| 32 | mrcs |" in printed
+    assert "these figures mean nothing" in printed
+    assert out.read_text().splitlines() == printed.rstrip().splitlines()
+
+
 def test_filters_prints_every_sweep_and_marks_the_defaults(tmp_path: Path) -> None:
     out = tmp_path / "filters.md"
     printed = run("filters", "--quick", "--out", str(out))

@@ -86,6 +86,9 @@ class Scene:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scene) and other.token == self.token
 
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
     def draw(self, image_ids: Array) -> Truth:
         """Draw what is true of these images."""
         n_volumes = len(self.volumes)
