@@ -115,7 +115,16 @@ class GridPlan:
     @property
     def correction(self) -> npt.NDArray[np.float64]:
         """Inverse of the kernel's transform at the n voxels of an axis, centre at ``n // 2``."""
-        return _correction(self.box_px, self.width, self.scale)
+        position = np.arange(self.box_px) - self.box_px // 2
+        return self._invert(position / self.grid_px)
+
+    @property
+    def grid_correction(self) -> npt.NDArray[np.float64]:
+        """The same at the m voxels of an axis of the whole grid's transform, centre at 0."""
+        return self._invert(np.fft.fftfreq(self.grid_px))
+
+    def _invert(self, position: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return _read_only(1 / _transform(self.width, self.scale, tuple(position)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -136,14 +145,13 @@ def _kaiser_bessel(cells: Any, width: int, scale: float) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _correction(box_px: int, width: int, scale: float) -> npt.NDArray[np.float64]:
+def _transform(width: int, scale: float, position: tuple[float, ...]) -> npt.NDArray[np.float64]:
     """Transform the polynomials themselves: exact, whatever they lack of the kernel."""
     offset, measure = np.polynomial.legendre.leggauss(NODES)
     weights = np.polynomial.polynomial.polyval(offset, _coefficients(width, scale)).T
     cells = np.arange(width) - width / 2 + (offset[:, None] + 1) / 2
-    position = (np.arange(box_px) - box_px // 2) / (scale * box_px)
-    waves = np.cos(2 * np.pi * position[:, None, None] * cells)
-    return _read_only(1 / np.einsum("xqj,qj,q->x", waves, weights, measure / 2))
+    waves = np.cos(2 * np.pi * np.asarray(position)[:, None, None] * cells)
+    return _read_only(np.einsum("xqj,qj,q->x", waves, weights, measure / 2))
 
 
 def _read_only(array: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
