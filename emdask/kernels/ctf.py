@@ -109,6 +109,7 @@ def ctf_2d(
     spherical_aberration_mm: npt.ArrayLike = 2.7,
     amplitude_contrast: npt.ArrayLike = 0.1,
     b_factor_A2: npt.ArrayLike = 0.0,
+    rows: slice | None = None,
     xp: Any = np,
 ) -> Any:
     """Return the CTF on the grid of `numpy.fft.rfft2`, origin first.
@@ -133,6 +134,8 @@ def ctf_2d(
         Of the microscope; the last is a fraction, 0 to 1.
     b_factor_A2 : array_like, shape (...)
         Of the envelope, in Å²; positive damps high frequencies.
+    rows
+        Rows of the grid that are wanted, h of them; None for all.
     xp
         Array library of the result, NumPy or CuPy.
 
@@ -161,7 +164,7 @@ def ctf_2d(
     )
     aberration = np.pi / 2 * 1e7 * cs_mm * wavelength_A**3 / pixel_A**4
     constant = np.deg2rad(_columns(phase_shift_deg)) + np.arcsin(_columns(amplitude_contrast))
-    ky2, kx2, kxy = _squares(shape, xp)
+    ky2, kx2, kxy = _squares(shape, rows, xp)
     k2 = ky2 + kx2
     phase = (xp.asarray(along) - xp.asarray(aberration) * k2) * k2 + xp.asarray(constant)
     if np.any(across) or np.any(oblique):
@@ -171,9 +174,9 @@ def ctf_2d(
     return ctf * xp.exp(-xp.asarray(damping) * k2) if np.any(damping) else ctf
 
 
-def _squares(shape: tuple[int, int], xp: Any) -> tuple[Any, Any, Any]:
+def _squares(shape: tuple[int, int], rows: slice | None, xp: Any) -> tuple[Any, Any, Any]:
     """Return ky², kx² and kx ky in cycles a pixel."""
-    ky = xp.asarray(np.fft.fftfreq(shape[0])[:, None])
+    ky = xp.asarray(np.fft.fftfreq(shape[0])[rows or slice(None), None])
     kx = xp.asarray(np.fft.rfftfreq(shape[1])[None, :])
     return ky * ky, kx * kx, kx * ky
 
