@@ -93,6 +93,8 @@ extern "C" __global__ void floats(const float* a, const float* b, const float* c
   const float4 four = make_float4(1.0f, 2.0f, 3.0f, 4.0f);
   const int2 two = make_int2(5, 6);
   out[7] = four.w * float(two.y);
+  sincospif(2.5f, out + 8, out + 9);
+  sincospif(-1e6f - 1.0f, out + 10, out + 11);
 }
 extern "C" __global__ void integers(int* out, long long* wide, int zero) {
   out[0] = __popc(0xf0f0u);
@@ -252,12 +254,14 @@ def test_indices_of_three_dimensions() -> None:
 
 def test_floats_round_as_on_a_card() -> None:
     a, b, c = (np.array([value], np.float32) for value in (1 + 2**-12, 1 + 2**-12, -1.0))
-    out = zeros(8)
+    out = zeros(12)
     launch(ARITHMETIC, "floats", 1, a, b, c, out)
     exact = 2**-11 + 2**-24  # of the product less one; a rounded product loses the last term
     third = np.float32(1) / np.float32(3)
     expected = [2**-11, exact, np.nextafter(a[0], np.float32(2)), -a[0], third + np.float32(2)]
-    np.testing.assert_array_equal(out, np.array([*expected, 1.75, 1.0, 24.0], np.float32))
+    expected += [1.75, 1.0, 24.0]
+    np.testing.assert_array_equal(out[:8], np.array(expected, np.float32))
+    np.testing.assert_allclose(out[8:], [1, 0, 0, -1], rtol=0, atol=1e-7)
 
 
 def test_integers() -> None:
