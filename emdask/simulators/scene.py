@@ -134,16 +134,12 @@ class Prepared:
 def read_clean(scene: Scene, start: int, stop: int) -> Array:
     """Make images start .. stop without noise; float32 (stop - start, h, w).
 
-    The result belongs to each image, bit by bit, whatever the others are.
+    An image is the same bit by bit, whatever others are made with it.
     """
-    prepared = prepare(scene)
     size_px = scene.volumes[0].shape[0]
     images = np.empty((stop - start, size_px, size_px), np.float32)
-    for first in range(start, stop, AT_ONCE):
-        ids = np.arange(first, min(first + AT_ONCE, stop))
-        terms = _transforms(scene, prepared.spectra, scene.draw(ids))
-        terms *= np.float32(prepared.scale)
-        _to_images(terms, images[ids[0] - start :])
+    for ids in _batches(start, stop):
+        images[ids - start] = _see(scene, prepare(scene), ids)
     return images
 
 
@@ -152,10 +148,15 @@ def read_noisy(scene: Scene, start: int, stop: int) -> Array:
     images = read_clean(scene, start, stop)
     if scene.snr is None:
         return images
-    noise = normal_images(scene.seed, np.arange(start, stop), images.shape[1:])
     gain = prepare(scene).gain
-    images += noise if gain is None else colour_noise(noise, gain)
+    for ids in _batches(start, stop):
+        noise = normal_images(scene.seed, ids, images.shape[1:])
+        images[ids - start] += noise if gain is None else colour_noise(noise, gain)
     return images
+
+
+def _batches(start: int, stop: int) -> list[Array]:
+    return [np.arange(first, min(first + AT_ONCE, stop)) for first in range(start, stop, AT_ONCE)]
 
 
 def prepare(scene: Scene) -> Prepared:
@@ -182,18 +183,22 @@ def _signal_variance(scene: Scene, spectra: tuple[Any, ...]) -> float:
     weights = half_plane_weights((size_px, size_px))
     weights[0, 0] = 0.0
     total = 0.0
-    for start in range(0, scene.n_sample, AT_ONCE):
-        ids = np.arange(start, min(start + AT_ONCE, scene.n_sample))
+    for ids in _batches(0, scene.n_sample):
         terms = _transforms(scene, spectra, scene.draw(ids))
         total += float((np.abs(terms) ** 2 * weights).sum(dtype=np.float64))
     return float(total / scene.n_sample / size_px**4)
 
 
-def _to_images(terms: Array, images: Array) -> None:
+def _see(scene: Scene, prepared: Prepared, image_ids: Array) -> Array:
+    """Clean images; one by one transformed back, because a batch may round otherwise."""
+    terms = _transforms(scene, prepared.spectra, scene.draw(image_ids))
+    terms *= np.float32(prepared.scale)
+    size_px = scene.volumes[0].shape[0]
+    images = np.empty((len(terms), size_px, size_px), np.float32)
     fft = fourier_namespace(images)
-    # Image by image: the transform of a batch may round otherwise.
-    for term, image in zip(terms, images, strict=False):
+    for term, image in zip(terms, images, strict=True):
         image[:] = fft.irfft2(term, s=image.shape)
+    return images
 
 
 def _transforms(scene: Scene, spectra: tuple[Any, ...], truth: Truth) -> Array:
