@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import emdask
+from emdask.kernels.ctf import apply_ctf
 from emdask.kernels.noise import estimate_sigma
+from emdask.kernels.projections import rotation_matrices
+from emdask.kernels.slices import prepare_volume, project_volume
 from emdask.metrics import low_frequency_ratio
+from emdask.stack import optics_of
 from emdask.structures import Motion, volume_from_structure
 
 # Name, target, and the range of the residual's low-frequency power over that of white noise.
@@ -69,3 +74,43 @@ def test_conformations_are_those_made_by_gemmi_alone(
     )
     truth = np.load(shared_data / "conformations" / name)
     assert np.corrcoef(volume.values.ravel(), truth.ravel())[0, 1] > 0.9999
+
+
+@pytest.fixture
+def trpv1(shared_data: Path, tmp_path: Path) -> xr.DataArray:
+    """Ten images of TRPV1 with poses and CTFs; their STAR file has another name for their stack."""
+    folder = shared_data / "particles" / "trpv1_cryojax"
+    (tmp_path / "trpv1.star").symlink_to(folder / "trpv1_small_stack.star")
+    (tmp_path / "batch_0_restacked.mrc").symlink_to(folder / "trpv1_small_stack.mrcs")
+    return emdask.open_stack(tmp_path / "trpv1.star")
+
+
+def correlate(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    a, b = (stack - stack.mean(axis=(1, 2), keepdims=True) for stack in (images, others))
+    norms = np.sqrt((a * a).sum(axis=(1, 2)) * (b * b).sum(axis=(1, 2)))
+    return np.asarray((a * b).sum(axis=(1, 2)) / norms)
+
+
+def test_views_of_a_map_are_those_of_relion(trpv1: xr.DataArray, shared_data: Path) -> None:
+    """Every sign counts: rotations, shifts and the CTF, against real images of that map."""
+    reference = prepare_volume(emdask.open_volume(shared_data / "maps/trpv1_volume.mrc").values)
+    rotation_deg = np.stack([trpv1.rot_deg, trpv1.tilt_deg, trpv1.psi_deg], axis=-1)
+    shifts_px = np.stack([trpv1.shift_x_A, trpv1.shift_y_A], axis=-1) / trpv1.pixel_size_A
+    optics, matrices = optics_of(trpv1), rotation_matrices(rotation_deg)
+    assert optics is not None
+    ctf = optics.ctfs(trpv1.shape[1:], len(trpv1), np)
+
+    def match(matrices: np.ndarray, shifts_px: np.ndarray, ctf: np.ndarray) -> np.ndarray:
+        views = project_volume(reference, matrices, shifts_px)
+        return correlate(apply_ctf(views, ctf), trpv1.values)
+
+    right = match(matrices, shifts_px, ctf)
+    assert (right > 0.14).all()
+    assert right.mean() > match(matrices, shifts_px, np.ones_like(ctf)).mean() + 0.02
+    for others in (
+        match(matrices.transpose(0, 2, 1), shifts_px, ctf),
+        match(matrices * [1, 1, -1], shifts_px, ctf),
+        match(matrices, -shifts_px, ctf),
+        match(matrices, shifts_px * 0, ctf),
+    ):
+        assert right.mean() > others.mean() + 0.05
