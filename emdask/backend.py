@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from emdask.errors import DeviceError, MissingLibraryError
 DEVICES = ("auto", "cpu", "cuda")
 # What a Dask worker with a card declares, as much of it as it runs tasks at once.
 CARD_RESOURCE = "GPU"
+
+Result = TypeVar("Result")
 
 
 def array_namespace(array: Any) -> ModuleType:
@@ -265,6 +267,80 @@ def _let_any_thread_control_blas() -> None:
 
 # For tasks: Dask owns the cores, and BLAS rounds otherwise on another number of threads.
 one_blas_thread = _OneBlasThread()
+
+
+def run_on(
+    device: str, function: Callable[..., Result], *args: Any, n_bytes: int, what: str
+) -> Result:
+    """Run a function that does its own moving between host and device.
+
+    On a card it runs on a stream of the calling thread, once other threads leave it room; so the
+    threads of a worker overlap.
+
+    Parameters
+    ----------
+    device
+        "cpu" or "cuda".
+    function
+        Takes and returns what is on the host, by `to_device` and `to_host`; or leaves on the card
+        what is to stay there.
+    *args
+        Passed on to ``function``.
+    n_bytes
+        Memory of the card that it is taken to need.
+    what
+        What needs it, for the message.
+
+    Returns
+    -------
+    object
+        What ``function`` returns.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for it.
+
+    Examples
+    --------
+    >>> run_on("cpu", abs, -3, n_bytes=0, what="a number")
+    3
+    """
+    if device == "cpu":
+        return function(*args)
+    from emdask.blocks_cuda import run_on_card
+
+    return run_on_card(function, *args, n_bytes=n_bytes, what=what)
+
+
+def to_device(array: Any, device: str) -> Any:
+    """Return an array of the host on a device, within `run_on`.
+
+    Examples
+    --------
+    >>> to_device(np.ones(2), "cpu")
+    array([1., 1.])
+    """
+    if device == "cpu":
+        return array
+    from emdask.blocks_cuda import upload
+
+    return upload(array)
+
+
+def to_host(array: Any) -> Any:
+    """Return an array of any device on the host, within `run_on`.
+
+    Examples
+    --------
+    >>> to_host(np.ones(2))
+    array([1., 1.])
+    """
+    if array_namespace(array) is np:
+        return array
+    from emdask.blocks_cuda import download
+
+    return download(array)
 
 
 def on_device(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,110 @@ USABLE_SHARE = 0.9
 # Of the working memory of such plans, what a thread keeps for its next piece.
 PLAN_BYTES = 128 * 2**20
 
+# Of pinned memory by which arrays larger than it go to the card and back, a thread.
+SLAB_BYTES = 64 * 2**20
+REMEDY = 'End what else uses the card, take a larger one, or pass device="cpu" (--device cpu).'
+
 Images = npt.NDArray[Any]
+Result = TypeVar("Result")
+
+
+def run_on_card(function: Callable[..., Result], *args: Any, n_bytes: int, what: str) -> Result:
+    """Run a function that works on the card, on the stream of this thread.
+
+    It waits until other threads leave it the memory that it needs. Where memory runs out after
+    all, it runs once more, with the card to itself.
+
+    Parameters
+    ----------
+    function
+        Takes and returns what is on the host, by `upload` and `download`.
+    *args
+        Passed on to ``function``.
+    n_bytes
+        Memory of the card that it is taken to need.
+    what
+        What needs it, for the message.
+
+    Returns
+    -------
+    object
+        What ``function`` returns.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for it.
+    """
+    for reserved in (n_bytes, _total_bytes()):
+        try:
+            with _MEMORY.reserve(reserved), _stream() as stream:
+                result = function(*args)
+                stream.synchronize()
+            _drop_plans()
+            return result
+        except MemoryError as error:
+            # Its traceback holds the arrays for which there was no room.
+            failure = error.with_traceback(None)
+        _free_pool()
+    raise _no_room(what, n_bytes) from failure
+
+
+def upload(array: Images) -> Any:
+    """Copy an array of the host to the card, through pinned memory.
+
+    Parameters
+    ----------
+    array
+        Of any shape and size.
+
+    Returns
+    -------
+    cupy.ndarray
+    """
+    import cupy
+
+    there = cupy.empty(array.shape, array.dtype.newbyteorder("="))
+    source, target = np.ascontiguousarray(array).reshape(-1), there.reshape(-1)
+    stream = cupy.cuda.get_current_stream()
+    for part, slab in _slabs(source.size, target.dtype):
+        slab[...] = source[part]
+        target[part].set(slab, stream=stream)
+        stream.synchronize()
+    return there
+
+
+def download(there: Any) -> Images:
+    """Copy an array of the card to ordinary memory of the host, through pinned memory.
+
+    Parameters
+    ----------
+    there
+        C-contiguous.
+
+    Returns
+    -------
+    numpy.ndarray
+    """
+    import cupy
+
+    array = np.empty(there.shape, there.dtype)
+    source, target = there.reshape(-1), array.reshape(-1)
+    stream = cupy.cuda.get_current_stream()
+    for part, slab in _slabs(target.size, target.dtype):
+        source[part].get(stream=stream, out=slab)
+        stream.synchronize()
+        target[part] = slab
+    return array
+
+
+def _slabs(size: int, dtype: np.dtype[Any]) -> Iterator[tuple[slice, Images]]:
+    """Parts of a flat array and pinned memory of their size, the same for all."""
+    at_once = min(max(1, SLAB_BYTES // dtype.itemsize), max(1, size))
+    pinned = _pinned((at_once,), dtype)
+    for start in range(0, size, at_once):
+        stop = min(start + at_once, size)
+        yield slice(start, stop), pinned[: stop - start]
 
 
 def run_in_pieces(
@@ -76,7 +179,7 @@ def run_in_pieces(
         if done is None:
             _free_pool()
             if len(piece) <= 1 and alone:
-                raise _no_room(piece) from failure
+                raise _no_image_fits(piece) from failure
             count, alone = max(1, len(piece) // 2), len(piece) <= 1
             continue
         if result is None:
@@ -227,14 +330,14 @@ def _free_pool() -> None:
     cupy.get_default_memory_pool().free_all_blocks()
 
 
-def _no_room(images: Images) -> DeviceError:
+def _no_image_fits(images: Images) -> DeviceError:
+    h, w = images.shape[1:]
+    return _no_room(f"one image of {w} x {h} pixels", working_bytes((1, h, w)))
+
+
+def _no_room(what: str, n_bytes: int) -> DeviceError:
     import cupy
 
-    h, w = images.shape[1:]
     free, _ = cupy.cuda.runtime.memGetInfo()
-    rule = (
-        f"one image of {w} x {h} pixels needs about {working_bytes((1, h, w)):,} bytes of the "
-        f"card's memory, and {free:,} are free"
-    )
-    remedy = 'End what else uses the card, take a larger one, or pass device="cpu" (--device cpu).'
-    return DeviceError(sentence("device", rule, remedy=remedy))
+    rule = f"{what} needs about {n_bytes:,} bytes of the card's memory, and {free:,} are free"
+    return DeviceError(sentence("device", rule, remedy=REMEDY))

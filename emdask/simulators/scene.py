@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from emdask.backend import fourier_namespace
+from emdask.backend import array_namespace, resolve_device, run_on, to_device, to_host
+from emdask.blocks_cuda import working_bytes
 from emdask.kernels.coloured_noise import colour_noise, noise_gain
 from emdask.kernels.draws import normal_images
 from emdask.kernels.fourier import half_plane_weights
 from emdask.kernels.projections import rotation_matrices
-from emdask.kernels.slices import prepare_volume, slice_volume
+from emdask.kernels.slices import (
+    GridPlan,
+    VolumeSpectrum,
+    prepare_volume,
+    slice_volume,
+)
+from emdask.kernels.transforms import images_at_once, to_images
 from emdask.simulators.truth import (
     Views,
     draw_classes,
@@ -28,8 +36,10 @@ from emdask.simulators.truth import (
 Array = npt.NDArray[Any]
 
 DEVICES = ("cpu", "cuda")
-# Images that are transformed together: more would only take more memory.
+# Images that the CPU makes together: more would only take more memory.
 AT_ONCE = 32
+# Grids that a volume is transformed in, and the transforms' own memory.
+GRIDS_IN_USE = 5
 # Images of which the variance of the signal is measured: the first of the seed, however many are
 # made, so that an image does not depend on how many others there are.
 N_SAMPLE = 512
@@ -89,6 +99,12 @@ class Scene:
     def __dask_tokenize__(self) -> str:
         return self.token
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Size of the images."""
+        _, h, w = self.volumes[0].shape
+        return h, w
+
     def draw(self, image_ids: Array) -> Truth:
         """Draw what is true of these images."""
         n_volumes = len(self.volumes)
@@ -126,7 +142,7 @@ class Truth:
 class Prepared:
     """A scene ready to be seen: transforms of the volumes, and what grey levels are scaled by."""
 
-    spectra: tuple[Any, ...]
+    spectra: tuple[VolumeSpectrum, ...]
     scale: float
     gain: Array | None
 
@@ -136,82 +152,104 @@ def read_clean(scene: Scene, start: int, stop: int) -> Array:
 
     An image is the same bit by bit, whatever others are made with it.
     """
-    size_px = scene.volumes[0].shape[0]
-    images = np.empty((stop - start, size_px, size_px), np.float32)
-    for ids in _batches(start, stop):
-        images[ids - start] = _see(scene, prepare(scene), ids)
+    device = resolve_device(scene.device, DEVICES)
+    images = np.empty((stop - start, *scene.shape), np.float32)
+    for ids in _batches(scene, device, start, stop):
+        images[ids - start] = _run(device, _see, scene, prepare(scene, device), ids)
     return images
 
 
 def read_noisy(scene: Scene, start: int, stop: int) -> Array:
-    """Make images start .. stop with noise; float32 (stop - start, h, w)."""
+    """Make images start .. stop with noise; float32 (stop - start, h, w).
+
+    Noise is drawn on the host, so that it is the same on all devices.
+    """
     images = read_clean(scene, start, stop)
     if scene.snr is None:
         return images
-    gain = prepare(scene).gain
-    for ids in _batches(start, stop):
-        noise = normal_images(scene.seed, ids, images.shape[1:])
+    gain = prepare(scene, resolve_device(scene.device, DEVICES)).gain
+    for ids in _batches(scene, "cpu", start, stop):
+        noise = normal_images(scene.seed, ids, scene.shape)
         images[ids - start] += noise if gain is None else colour_noise(noise, gain)
     return images
 
 
-def _batches(start: int, stop: int) -> list[Array]:
-    return [np.arange(first, min(first + AT_ONCE, stop)) for first in range(start, stop, AT_ONCE)]
+def _batches(scene: Scene, device: str, start: int, stop: int) -> list[Array]:
+    """Numbers of the images that are made together."""
+    at_once = AT_ONCE if device == "cpu" else images_at_once(scene.shape)
+    return [np.arange(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
 
-def prepare(scene: Scene) -> Prepared:
-    """Return the scene ready to be seen; a process does the work once."""
+def _run(device: str, function: Callable[..., Any], scene: Scene, *args: Any) -> Any:
+    """Run a function that makes a batch of images."""
+    n_bytes = working_bytes((images_at_once(scene.shape), *scene.shape))
+    return run_on(device, function, scene, *args, n_bytes=n_bytes, what="a batch of images")
+
+
+def prepare(scene: Scene, device: str) -> Prepared:
+    """Return the scene ready to be seen on a device; a process does the work once."""
     with _PREPARING:
-        return _prepare(scene)
+        return _prepare(scene, device)
 
 
 @lru_cache(maxsize=N_READY)
-def _prepare(scene: Scene) -> Prepared:
-    spectra = tuple(prepare_volume(volume, scene.accuracy) for volume in scene.volumes)
-    size_px = scene.volumes[0].shape[0]
-    coloured = scene.noise == "coloured" and scene.snr is not None
+def _prepare(scene: Scene, device: str) -> Prepared:
+    spectra = tuple(_transform_volume(volume, scene, device) for volume in scene.volumes)
     scale = 1.0
     if scene.snr is not None:
-        scale = float(np.sqrt(scene.snr / _signal_variance(scene, spectra)))
-    gain = noise_gain((size_px, size_px)) if coloured else None
+        scale = float(np.sqrt(scene.snr / _signal_variance(scene, spectra, device)))
+    coloured = scene.noise == "coloured" and scene.snr is not None
+    gain = noise_gain(scene.shape) if coloured else None
     return Prepared(spectra=spectra, scale=scale, gain=gain)
 
 
-def _signal_variance(scene: Scene, spectra: tuple[Any, ...]) -> float:
-    """Mean variance of the first clean images, from their Fourier terms."""
-    size_px = scene.volumes[0].shape[0]
-    weights = half_plane_weights((size_px, size_px))
+def _transform_volume(volume: Array, scene: Scene, device: str) -> VolumeSpectrum:
+    """Transform a volume; what it becomes stays on the device."""
+    plan = GridPlan(box_px=len(volume), accuracy=scene.accuracy)
+    return run_on(
+        device,
+        lambda: prepare_volume(to_device(volume, device), scene.accuracy),
+        n_bytes=GRIDS_IN_USE * np.dtype(np.complex64).itemsize * prod(plan.shape),
+        what=f"the transform of a volume of {len(volume)} voxels along each axis",
+    )
+
+
+def _signal_variance(scene: Scene, spectra: tuple[VolumeSpectrum, ...], device: str) -> float:
+    """Mean variance of the first clean images."""
+    batches = _batches(scene, device, 0, scene.n_sample)
+    total = sum(_run(device, _sum_variances, scene, spectra, ids) for ids in batches)
+    return float(total / scene.n_sample)
+
+
+def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], image_ids: Array) -> float:
+    """Sum of the variances of clean images, from their Fourier terms."""
+    terms = _transforms(scene, spectra, scene.draw(image_ids))
+    xp = array_namespace(terms)
+    weights = half_plane_weights(scene.shape) / prod(scene.shape) ** 2
     weights[0, 0] = 0.0
-    total = 0.0
-    for ids in _batches(0, scene.n_sample):
-        terms = _transforms(scene, spectra, scene.draw(ids))
-        total += float((np.abs(terms) ** 2 * weights).sum(dtype=np.float64))
-    return float(total / scene.n_sample / size_px**4)
+    return float((xp.abs(terms) ** 2 * xp.asarray(weights)).sum(dtype=np.float64))
 
 
 def _see(scene: Scene, prepared: Prepared, image_ids: Array) -> Array:
-    """Clean images; one by one transformed back, because a batch may round otherwise."""
+    """Clean images, on the host."""
     terms = _transforms(scene, prepared.spectra, scene.draw(image_ids))
     terms *= np.float32(prepared.scale)
-    size_px = scene.volumes[0].shape[0]
-    images = np.empty((len(terms), size_px, size_px), np.float32)
-    fft = fourier_namespace(images)
-    for term, image in zip(terms, images, strict=True):
-        image[:] = fft.irfft2(term, s=image.shape)
-    return images
+    return np.asarray(to_host(to_images(terms, scene.shape)))
 
 
-def _transforms(scene: Scene, spectra: tuple[Any, ...], truth: Truth) -> Array:
+def _transforms(scene: Scene, spectra: tuple[VolumeSpectrum, ...], truth: Truth) -> Any:
     """Fourier transforms of the images, CTF applied, in the unit of the volumes."""
-    size_px = scene.volumes[0].shape[0]
+    xp = array_namespace(spectra[0].cells)
     matrices = rotation_matrices(truth.rotation_deg)
     shifts_px = truth.shift_A / scene.pixel_size_A
-    terms = np.empty((len(matrices), size_px, size_px // 2 + 1), np.complex64)
+    h, w = scene.shape
+    terms = xp.empty((len(matrices), h, w // 2 + 1), np.complex64)
     for index, spectrum in enumerate(spectra):
-        chosen = truth.class_index == index
-        if chosen.any():
-            terms[chosen] = slice_volume(spectrum, matrices[chosen], shifts_px[chosen])
+        chosen = np.flatnonzero(truth.class_index == index)
+        if chosen.size:
+            slices = slice_volume(spectrum, matrices[chosen], shifts_px[chosen])
+            terms[xp.asarray(chosen)] = slices
     optics = optics_record(truth.optics, scene.pixel_size_A)
     if optics is not None:
-        terms *= optics.ctfs((size_px, size_px), len(terms))
+        terms *= optics.ctfs(scene.shape, len(terms), xp)
     return terms
