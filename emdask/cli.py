@@ -68,7 +68,7 @@ def resume_hint(arguments: list[str]) -> str:
     >>> resume_hint(["denoise", "a.mrcs", "b.zarr", "--overwrite"])
     'Go on with: emdask denoise a.mrcs b.zarr --resume'
     """
-    if not arguments or arguments[0] not in ("denoise", "convert"):
+    if not arguments or arguments[0] not in ("denoise", "convert", "simulate"):
         return ""
     kept = [word for word in arguments if word not in ("--overwrite", "--resume")]
     return f"Go on with: {shlex.join(['emdask', *kept, '--resume'])}"
@@ -80,7 +80,7 @@ UNDERSCORES: dict[str, Any] = {"token_normalize_func": lambda word: word.replace
 
 app = typer.Typer(
     cls=_Group,
-    help="Lazy, distributed denoising of cryo-EM micrographs and particle images.",
+    help="Lazy, distributed processing of cryo-EM micrographs and particle images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -151,6 +151,27 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+Scheduler = Annotated[
+    str,
+    typer.Option(
+        help="cuda: a worker for each NVIDIA card; local: for each core; or the address of a "
+        "running Dask scheduler, as tcp://host:8786 (default: cuda where the device is).",
+        metavar="WORD|ADDRESS",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", help="auto, cpu or cuda (default: auto).", show_default=False),
+]
+BadPixels = Annotated[
+    str,
+    typer.Option(metavar="WORD", help="NaN and infinite pixels: raise an error, or replace them."),
+]
+Preview = Annotated[
+    Path | None,
+    typer.Option(metavar="PNG", help="Draw the first images.", show_default=False),
+]
 
 
 def _print_version(wanted: bool) -> None:
@@ -179,7 +200,7 @@ def info(
     pixel_size_A: PixelSize = None,
     project_folder: ProjectFolder = None,
 ) -> None:
-    """Say what a file holds: shape, pixel size, CTF, poses, history, noise."""
+    """Say what a stack or a volume holds: shape, pixel size, CTF, poses, history, noise."""
     from emdask.commands import show_info
     from emdask.jobs import Source
 
@@ -233,27 +254,9 @@ def denoise(
         str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
     ] = DEFAULT_METHOD,
     workers: Workers = None,
-    scheduler: Annotated[
-        str,
-        typer.Option(
-            help="cuda: a worker for each NVIDIA card; local: for each core; or the address of a "
-            "running Dask scheduler, as tcp://host:8786 (default: cuda where the device is).",
-            metavar="WORD|ADDRESS",
-            show_default=False,
-        ),
-    ] = "",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", help="auto, cpu or cuda (default: auto).", show_default=False
-        ),
-    ] = None,
-    bad_pixels: Annotated[
-        str,
-        typer.Option(
-            metavar="WORD", help="NaN and infinite pixels: raise an error, or replace them."
-        ),
-    ] = "raise",
+    scheduler: Scheduler = "",
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
     preview: Annotated[
         Path | None,
         typer.Option(
@@ -463,6 +466,249 @@ def compare(
         data_range=data_range,
         seed=seed,
         out=out,
+    )
+
+
+VOLUME_PANEL = "Volumes"
+CTF_PANEL = "CTF"
+
+
+@app.command(context_settings=CONTEXT | UNDERSCORES)
+def simulate(
+    volumes: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="VOLUME...",
+            help="Maps (.mrc, .map, .zarr), structures (.pdb, .cif), or the word phantom; of "
+            "several, each is a class.",
+            show_default=False,
+        ),
+    ],
+    out: Output,
+    n_images: Annotated[int, typer.Option(metavar="N", help="Number of images.", min=1)] = 1000,
+    snr: Annotated[
+        str,
+        typer.Option(
+            metavar="NUMBER|none",
+            help="Variance of the images without noise, over the full frame / variance of the "
+            "noise, which is 1.",
+        ),
+    ] = "0.1",
+    noise: Annotated[
+        str,
+        typer.Option(metavar="WORD", help="white, or coloured: more of low frequencies, as ice."),
+    ] = "white",
+    poses: Annotated[
+        str,
+        typer.Option(metavar="WORD", help="uniform, or cone: views within a cone about one axis."),
+    ] = "uniform",
+    cone_deg: Annotated[
+        float, typer.Option(metavar="FLOAT", help="Half of the cone's opening, degrees.")
+    ] = 10.0,
+    view_deg: Annotated[
+        str, typer.Option(metavar="ROT:TILT", help="Axis of the cone, degrees.")
+    ] = "0:0",
+    shift_A: Annotated[
+        float,
+        typer.Option("--shift-A", metavar="FLOAT", help="Largest shift along each axis, Å."),
+    ] = 0.0,
+    proportions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N...", help="Of the classes (default: equal ones).", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the random numbers.", min=0)] = 0,
+    accuracy: Annotated[
+        str,
+        typer.Option(
+            metavar="WORD",
+            help="Of the projections: relative error of rough 5e-3, normal 3e-4, high 3e-5.",
+        ),
+    ] = "normal",
+    clean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write the images without noise, too.", show_default=False
+        ),
+    ] = None,
+    preview: Preview = None,
+    device: Device = None,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    pixel_size_A: Annotated[
+        float | None,
+        typer.Option(
+            "--pixel-size-A",
+            metavar="FLOAT",
+            help="Edge of a voxel and of a pixel in Å: for structures, and for maps that do not "
+            "say (phantom: 2).",
+            rich_help_panel=VOLUME_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    box_px: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Edge of the images: for structures (default: as small as they can turn in) and "
+            "phantom (default: 128).",
+            rich_help_panel=VOLUME_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    resolution_A: Annotated[
+        float | None,
+        typer.Option(
+            "--resolution-A",
+            metavar="FLOAT",
+            help="Of structures, Å; at least two voxels.",
+            rich_help_panel=VOLUME_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    chains: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B...",
+            help="Of structures (default: all).",
+            rich_help_panel=VOLUME_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    density: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Of structures: electrostatic or gaussian (default: electrostatic).",
+            rich_help_panel=VOLUME_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    defocus_A: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defocus-A",
+            metavar="LOW:HIGH",
+            help="Underfocus in Å, drawn from a range, or a number (default: no CTF). Given "
+            "several times, each makes an optics group.",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    astigmatism_A: Annotated[
+        str | None,
+        typer.Option(
+            "--astigmatism-A",
+            metavar="LOW:HIGH",
+            help="Difference of the two defocus values in Å, its axis at random (default: 0).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    phase_shift_deg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Of a phase plate, degrees (default: 0).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    b_factor_A2: Annotated[
+        str | None,
+        typer.Option(
+            "--b-factor-A2",
+            metavar="LOW:HIGH",
+            help="Of the envelope, Å² (default: 0).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    voltage_kV: Annotated[
+        str | None,
+        typer.Option(
+            "--voltage-kV",
+            metavar="NUMBER",
+            help="Of the microscope (default: 300).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    spherical_aberration_mm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Of the microscope (default: 2.7).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    amplitude_contrast: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="Share of it, 0 to 1 (default: 0.1).",
+            rich_help_panel=CTF_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make particle images of volumes whose truth is known: X = CTF * (P V) + N.
+
+    Poses, shifts, classes and defocus are written with the images. Image i of a seed is the same
+    however many are made.
+    """
+    from emdask.jobs import Workers as Where
+    from emdask.simulate_command import (
+        Subjects,
+        build_ctf,
+        parse_numbers,
+        parse_snr,
+        simulate_files,
+    )
+
+    subjects = Subjects(
+        words=volumes,
+        pixel_size_A=pixel_size_A,
+        box_px=box_px,
+        resolution_A=resolution_A,
+        chains=chains,
+        density=density,
+        seed=seed,
+    )
+    optics = {
+        "astigmatism_A": astigmatism_A,
+        "phase_shift_deg": phase_shift_deg,
+        "b_factor_A2": b_factor_A2,
+        "voltage_kV": voltage_kV,
+        "spherical_aberration_mm": spherical_aberration_mm,
+        "amplitude_contrast": amplitude_contrast,
+    }
+    simulate_files(
+        subjects,
+        out,
+        parameters={
+            "n_images": n_images,
+            "snr": parse_snr(snr),
+            "poses": poses,
+            "cone_deg": cone_deg,
+            "view_deg": parse_numbers("--view-deg", view_deg, ":"),
+            "shifts_A": shift_A,
+            "ctf": build_ctf(defocus_A or [], optics),
+            "noise": noise,
+            "proportions": parse_numbers("--proportions", proportions, ","),
+            "seed": seed,
+            "accuracy": accuracy,
+            "device": device,
+        },
+        clean=clean,
+        preview=preview,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        resume=resume,
+        overwrite=overwrite,
     )
 
 

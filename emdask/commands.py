@@ -26,34 +26,38 @@ from emdask.io import (
     check_model_target,
     check_target,
     open_model,
+    open_volume,
     save_model,
     save_stack,
 )
-from emdask.jobs import PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
+from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
 from emdask.method import Method, about, find_method, learns, list_methods, resolve_method
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
-IMAGES_SHOWN = 16
 MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
 
 
 def show_info(source: Source) -> None:
-    """Print what a stack is, without reading more than its first images.
+    """Print what a stack is, without reading more than its first images, or what a volume is.
 
     Parameters
     ----------
     source
         The files.
     """
-    stack = source.open()
-    say_table((), _shape_rows(stack, source.paths))
-    rows = _coordinate_rows(stack)
-    if rows:
-        say()
-        say_table(("known of each image", "unit", "values", "meaning"), rows)
-    steps = stack.attrs.get("provenance", ())
+    if source.is_volume:
+        known = open_volume(source.paths[0], pixel_size_A=source.pixel_size_A)
+        say_table((), _volume_rows(known, source.paths[0]))
+    else:
+        known = source.open()
+        say_table((), _shape_rows(known, source.paths))
+        rows = _coordinate_rows(known)
+        if rows:
+            say()
+            say_table(("known of each image", "unit", "values", "meaning"), rows)
+    steps = known.attrs.get("provenance", ())
     if steps:
         say()
         say_table(("step", "parameters"), [_step_row(step) for step in steps])
@@ -69,15 +73,34 @@ def _shape_rows(stack: xr.DataArray, paths: Sequence[str]) -> list[tuple[str, st
         ("size", bytes_text(stack.nbytes)),
         ("chunks", f"{count_text(chunk)}, {bytes_text(chunk_bytes)} each"),
     ]
-    for name, value in stack.attrs.items():
+    return [*rows, *_attribute_rows(stack), ("noise", _noise_text(stack))]
+
+
+def _attribute_rows(known: xr.DataArray) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in known.attrs.items():
         if isinstance(value, Mapping):
             rows.append(
                 (f"{name} tables", f"{', '.join(value)}; kept, and written with STAR files")
             )
         elif name != "provenance":
-            unit = BY_NAME[name].unit if name in BY_NAME else ""
+            unit = BY_NAME[name].unit if name in BY_NAME else "Å" * name.endswith("_A")
             rows.append((name, f"{_value_text(value)} {unit}".rstrip()))
-    return [*rows, ("noise", _noise_text(stack))]
+    return rows
+
+
+def _volume_rows(volume: xr.DataArray, path: str) -> list[tuple[str, str]]:
+    values, n = volume.values, volume.shape[0]
+    edge_A = n * volume.attrs["pixel_size_A"]
+    low, high, total = float(values.min()), float(values.max()), values.sum(dtype=np.float64)
+    mean, deviation = values.mean(dtype=np.float64), values.std(dtype=np.float64)
+    return [
+        ("file", path),
+        ("volume", f"{n} x {n} x {n} voxels, {edge_A:g} Å on edge"),
+        *_attribute_rows(volume),
+        ("values", f"{low:.4g} to {high:.4g}, mean {mean:.4g}, standard deviation {deviation:.4g}"),
+        ("sum", f"{total:.6g}"),
+    ]
 
 
 def _noise_text(stack: xr.DataArray) -> str:
@@ -110,7 +133,8 @@ def _range_text(values: Any) -> str:
 
 
 def _value_text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+    # Without the sign of -0.
+    return f"{value + 0.0:.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:

@@ -19,9 +19,12 @@ from emdask.cluster import require_cards
 from emdask.config import setting
 from emdask.console import connect_quietly
 from emdask.io import open_stack
+from emdask.io.volumes import holds_volume
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
 MICROGRAPHS_STAR = "micrographs.star"
+# In a picture of a stack.
+IMAGES_SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +109,12 @@ class Source:
     kind: str | None = None
     pixel_size_A: float | None = None
     project_folder: str | Path | None = None
+
+    @property
+    def is_volume(self) -> bool:
+        """Whether it is a volume, where nobody said that it is a stack."""
+        asked = self.images or self.kind or self.project_folder
+        return len(self.paths) == 1 and not asked and holds_volume(self.paths[0])
 
     def open(self) -> xr.DataArray:
         """Return the lazy stack."""

@@ -236,11 +236,38 @@ def draw_before_after(
     ['after', 'before - after', 'power spectrum']
     """
     before, after = (np.asarray(a, np.float64) for a in (before, after))
-    residual = before - after
-    figure = Figure(figsize=(11, 11.2), layout="constrained")
+    pictures = {"before": before, "after": after, "before - after": before - after}
+    return draw_images(pictures, pixel_size_A=pixel_size_A, title=title)
+
+
+def draw_images(
+    pictures: Mapping[str, Any], *, pixel_size_A: float | None = None, title: str = ""
+) -> Figure:
+    """Draw two or three sets of images beside each other, and their spectra.
+
+    Parameters
+    ----------
+    pictures : mapping of str to array, shape (n, h, w)
+        Name to images, of which the first 16 are drawn, each about its median.
+    pixel_size_A
+        Edge of a pixel in Å, for the axis of the spectra.
+    title
+        Written above.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> figure = draw_images({"images": np.eye(32)[None], "without noise": np.eye(32)[None]})
+    >>> [axes.get_title() for axes in figure.axes]
+    ['images', 'without noise', 'power spectrum']
+    """
+    n_columns = 2 if len(pictures) == 3 else len(pictures) + 1
+    figure = Figure(figsize=(5.5 * n_columns, 11.2 if n_columns == 2 else 6), layout="constrained")
     figure.suptitle(title)
-    panels = figure.subplots(2, 2).ravel()
-    pictures = {"before": before, "after": after, "before - after": residual}
+    panels = figure.subplots(-(-(len(pictures) + 1) // n_columns), n_columns).ravel()
     for axes, (name, images) in zip(panels, pictures.items(), strict=False):
         shown = about_median(images[:MONTAGE_IMAGES])
         low, high = typical_limits(shown)
@@ -248,8 +275,8 @@ def draw_before_after(
         axes.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="antialiased")
         axes.set_title(name)
         axes.set_axis_off()
-    _draw_spectra(panels[3], pictures, pixel_size_A)
-    panels[3].set_title("power spectrum")
+    _draw_spectra(panels[-1], pictures, pixel_size_A)
+    panels[-1].set_title("power spectrum")
     return figure
 
 

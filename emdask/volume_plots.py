@@ -110,22 +110,18 @@ def _name_axes(axes: Axes, names: tuple[str, str], unit: str) -> None:
 
 
 def draw_fsc(
-    frequency: Any,
+    frequency_per_A: Any,
     curves: Mapping[str, Any],
-    *,
-    pixel_size_A: float,
     thresholds: Mapping[str, float] | None = None,
 ) -> Figure:
     """Draw Fourier shell correlations, and where each falls below its threshold.
 
     Parameters
     ----------
-    frequency : array, shape (r,)
-        In cycles a voxel, rising, above 0.
+    frequency_per_A : array, shape (r,)
+        In 1/Å, rising, above 0.
     curves : mapping of str to array, shape (r,)
         Label to correlation; the legend has their order.
-    pixel_size_A
-        Edge of a voxel in Å.
     thresholds
         Label to the threshold whose first crossing is marked; none where a label is absent.
 
@@ -135,24 +131,24 @@ def draw_fsc(
 
     Examples
     --------
-    >>> figure = draw_fsc([0.1, 0.3], {"a": [1, 0]}, pixel_size_A=2, thresholds={"a": 0.5})
+    >>> figure = draw_fsc([0.1, 0.3], {"a": [1, 0]}, thresholds={"a": 0.5})
     >>> figure.axes[0].lines[-1].get_xydata().tolist()
-    [[0.1, 0.5]]
+    [[0.2, 0.5]]
     """
-    frequency = np.asarray(frequency, np.float64)
+    frequency = np.asarray(frequency_per_A, np.float64)
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     axes = figure.add_subplot()
     for threshold in THRESHOLDS:
         axes.axhline(threshold, color=INK, lw=0.6, alpha=0.6)
     styles = line_styles(curves)
     for label, values in curves.items():
-        axes.plot(frequency / pixel_size_A, values, label=label, **styles[label])
+        axes.plot(frequency, values, label=label, **styles[label])
     for label, threshold in (thresholds or {}).items():
         crossing = float(frc_resolution(frequency, np.asarray(curves[label]), threshold=threshold))
         if frequency[0] < crossing < frequency[-1]:
             dot = {"marker": "o", "ms": 6, "color": styles[label]["color"]}
-            axes.plot([crossing / pixel_size_A], [threshold], **dot)
-    _draw_shell_axes(axes, frequency / pixel_size_A)
+            axes.plot([crossing], [threshold], **dot)
+    _draw_shell_axes(axes, frequency)
     figure.legend(loc="outside lower center", frameon=False, ncols=2, handlelength=4)
     return figure
 

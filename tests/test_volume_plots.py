@@ -49,7 +49,7 @@ def test_the_crossing_of_each_threshold_is_marked():
     frequency = np.linspace(0.01, 0.5, 50)
     curves = {"halves": 1 - frequency, "reference": 1 - 2 * frequency, "all": np.ones(50)}
     thresholds = {"halves": 0.143, "reference": 0.5, "all": 0.5}
-    axes = draw_fsc(frequency, curves, pixel_size_A=2.0, thresholds=thresholds).axes[0]
+    axes = draw_fsc(frequency / 2, curves, thresholds).axes[0]
     lines = axes.lines[len(THRESHOLDS) :]
     for line, values in zip(lines, curves.values(), strict=False):
         np.testing.assert_array_equal(line.get_xdata(), frequency / 2)
@@ -63,7 +63,7 @@ def test_the_crossing_of_each_threshold_is_marked():
 @pytest.mark.parametrize("pixel_size_A", [0.3, 1.1, 2.0, 8.0, 40.0])
 def test_resolutions_of_the_axis_stand_where_they_belong(pixel_size_A):
     frequency = np.linspace(0.01, 0.5, 50)
-    axes = draw_fsc(frequency, {"a": frequency}, pixel_size_A=pixel_size_A).axes[0]
+    axes = draw_fsc(frequency / pixel_size_A, {"a": frequency}).axes[0]
     ticks = axes.get_xticks()
     labels = [float(text.get_text()) for text in axes.get_xticklabels()]
     np.testing.assert_allclose(ticks, 1 / np.array(labels), rtol=1e-6)

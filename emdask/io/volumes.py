@@ -83,6 +83,36 @@ def open_volume(path: str | os.PathLike[str], pixel_size_A: float | None = None)
         raise FormatError(f"{name}: {error}") from error
 
 
+def holds_volume(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is a volume rather than a stack of images, as far as it says.
+
+    Parameters
+    ----------
+    path
+        Any file or pattern.
+
+    Returns
+    -------
+    bool
+        For ``.mrc``, where headers do not tell, whether it is a cube; for ``.map`` and ``.ccp4``
+        always; for a Zarr group whether it has an array that volumes are in.
+
+    Examples
+    --------
+    >>> holds_volume("particles.mrcs"), holds_volume("absent.mrc"), holds_volume("a.map")
+    (False, False, True)
+    """
+    name = os.path.expanduser(os.fspath(path))
+    suffix = find_suffix(name)
+    if suffix == ZARR_SUFFIX:
+        store = _open_store(name)
+        return store is not None and any(array in store for array in ARRAY_NAMES)
+    if suffix != ".mrc" or not os.path.isfile(name):
+        return suffix in MAP_SUFFIXES[1:]
+    edges = set(read_header(name).shape)
+    return len(edges) == 1 and edges != {1}
+
+
 def _read_map(path: str, pixel_size_A: float | None) -> tuple[Array, dict[str, Any]]:
     check_file(path)
     header, fields = read_header(path), read_fields(path)
