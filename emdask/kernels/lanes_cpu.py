@@ -32,6 +32,8 @@ __all__ = [
     "minimum",
     "multiply_add",
     "ones_above",
+    "pair_totals",
+    "prefetch",
     "store",
     "total",
     "trailing_zeros",
@@ -123,6 +125,22 @@ def store(typingctx: Any, array: Any, offset: Any, value: Any) -> Any:
     return types.void(array, types.intp, LANES), emit
 
 
+@written_out
+def prefetch(typingctx: Any, array: Any, offset: Any) -> Any:
+    """Ask for the cache line of an element, which need not exist; nothing waits for it."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        where = builder.bitcast(_pointer(context, builder, sig.args[0], *args), pointer)
+        read, keep, data = integer(0), integer(3), integer(1)
+        builder.call(call, [where, read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
 def _spread(builder: Any, value: Any) -> Any:
     seed = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), value, ir.IntType(32)(0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), N_LANES), [0] * N_LANES)
@@ -201,6 +219,34 @@ def total(typingctx: Any, values: Any) -> Any:
         return lane[0]
 
     return types.float32(LANES), emit
+
+
+@written_out
+def pair_totals(typingctx: Any, values: Any) -> Any:
+    """Sum of four complex numbers in eight lanes, complex64."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        fours = _add_halves(builder, args[0], 4)
+        twos = _add_halves(builder, fours, 2)
+        result = context.make_complex(builder, types.complex64)
+        result.real, result.imag = (
+            builder.extract_element(twos, ir.IntType(32)(i)) for i in (0, 1)
+        )
+        return result._getvalue()
+
+    return types.complex64(LANES), emit
+
+
+def _add_halves(builder: Any, values: Any, n_half: int) -> Any:
+    undefined = ir.Constant(values.type, ir.Undefined)
+    kind = ir.VectorType(ir.IntType(32), n_half)
+    halves = [
+        builder.shuffle_vector(
+            values, undefined, ir.Constant(kind, list(range(start, start + n_half)))
+        )
+        for start in (0, n_half)
+    ]
+    return builder.fadd(*halves)
 
 
 @written_out

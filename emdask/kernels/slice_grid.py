@@ -32,7 +32,7 @@ class Setting(NamedTuple):
     oversampling: float
 
 
-SETTINGS = {"rough": Setting(4, 1.5), "normal": Setting(5, 1.5), "high": Setting(6, 2.0)}
+SETTINGS = {"rough": Setting(4, 1.5), "normal": Setting(5, 1.5), "high": Setting(7, 1.5)}
 ACCURACIES = tuple(SETTINGS)
 # Degrees of the polynomials beyond the kernel's width; they then fit it to rounding.
 MORE_DEGREES = 3
@@ -64,7 +64,7 @@ class GridPlan:
     accuracy: str = "normal"
 
     def __post_init__(self) -> None:
-        check_integer("slices", "box_px", self.box_px, 4)
+        check_integer("slices", "box_px", self.box_px, 8)
         check_choice("slices", "accuracy", self.accuracy, ACCURACIES)
 
     @property
@@ -125,6 +125,28 @@ class GridPlan:
 
     def _invert(self, position: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         return _read_only(1 / _transform(self.width, self.scale, tuple(position)))
+
+    def phases(
+        self, shifts_px: npt.NDArray[np.float64]
+    ) -> tuple[npt.NDArray[np.complex64], npt.NDArray[np.complex64]]:
+        """Factors that bring a particle from voxel (0, 0) to its place in each view.
+
+        Parameters
+        ----------
+        shifts_px : array, shape (v, 2)
+            Translations (x, y) that would centre the particle.
+
+        Returns
+        -------
+        along_x : complex64 array, shape (v, n // 2 + 1)
+        along_y : complex64 array, shape (v, n)
+            The factor at a frequency is their product.
+        """
+        n = self.box_px
+        turns = 2j * np.pi / n * (shifts_px - n // 2)
+        along_x = np.exp(turns[:, :1] * np.arange(n // 2 + 1))
+        along_y = np.exp(turns[:, 1:] * np.fft.fftfreq(n, 1 / n))
+        return along_x.astype(np.complex64), along_y.astype(np.complex64)
 
 
 @functools.lru_cache(maxsize=16)

@@ -93,7 +93,8 @@ def prepare_volume(volume: Array, accuracy: str = "normal") -> VolumeSpectrum:
         Of the volume's array library.
     """
     xp, fft = array_namespace(volume), fourier_namespace(volume)
-    plan = GridPlan(box_px=len(volume), accuracy=accuracy)
+    shape, plan = volume.shape, GridPlan(box_px=len(volume), accuracy=accuracy)
+    require(shape == (plan.box_px,) * 3, "slices", "the volume must be a cube", shape)
     values = xp.asarray(volume, np.float32)
     for axis in (2, 1, 0):
         values = values * _along(xp.asarray(plan.correction, np.float32), axis)
@@ -155,9 +156,15 @@ def project_volume(
     (4.0, 8)
     """
     slices = slice_volume(spectrum, matrices, shifts_px)
-    n = spectrum.plan.box_px
-    fft = fourier_namespace(slices)
-    return fft.irfft2(slices, s=(n, n), overwrite_x=True)
+    xp, fft = array_namespace(slices), fourier_namespace(slices)
+    size = (spectrum.plan.box_px,) * 2
+    if xp is not np:
+        return fft.irfft2(slices, s=size)
+    images = np.empty((len(slices), *size), np.float32)
+    # One by one, so that the other images of a batch do not show in the last digit.
+    for image, terms in zip(images, slices, strict=True):
+        image[:] = fft.irfft2(terms, s=size, overwrite_x=True)
+    return images
 
 
 def empty_sums(box_px: int, accuracy: str = "normal", xp: ModuleType = np) -> SliceSums:
@@ -204,11 +211,17 @@ def insert_slices(
         As of `slice_volume`.
     """
     matrices, shifts = _check_views(matrices, shifts_px)
+    n = sums.plan.box_px
+    shape = (len(shifts), n, n // 2 + 1)
+    require(slices.shape == shape, "slices", f"slices must be {shape}", slices.shape)
+    require(weights.shape == shape, "slices", f"weights must be {shape}", weights.shape)
     _twin(sums.cells).insert_views(sums.cells, sums.plan, slices, weights, matrices, shifts)
 
 
 def add_sums(first: SliceSums, second: SliceSums) -> SliceSums:
     """Add the sums of two sets of slices; neither is changed."""
+    rule = "sums must be of one box and accuracy to be added"
+    require(first.plan == second.plan, "slices", rule, (first.plan, second.plan))
     return SliceSums(first.cells + second.cells, first.plan)
 
 
@@ -228,23 +241,14 @@ def fold_sums(sums: SliceSums) -> tuple[Array, Array]:
         The same of the weights.
     """
     xp, plan = array_namespace(sums.cells), sums.plan
-    cells = sums.cells
-    for axis in (0, 1):
-        cells = _fold_axis(cells, plan, axis)
-    m = plan.grid_px
-    half = xp.zeros((m, m, m // 2 + 1, 3), np.float32)
-    mates = xp.zeros_like(half)
-    for index, cell in enumerate(_x_cells(plan).tolist()):
-        if 0 <= cell <= m // 2:
-            half[:, :, cell] += cells[:, :, index]
-        if cell <= 0:
-            mates[:, :, -cell] += cells[:, :, index]
-        if cell >= m // 2:
-            mates[:, :, m - cell] += cells[:, :, index]
-    negative = xp.asarray(-np.arange(m) % m)
-    mates = mates[negative][:, negative] * xp.asarray([1, -1, 1], np.float32)
-    half += mates
-    return half[..., 0] + np.complex64(1j) * half[..., 1], xp.ascontiguousarray(half[..., 2])
+    m, margin = plan.grid_px, plan.margin_px
+    cells = _fold_axis(_fold_axis(sums.cells, plan, 0), plan, 1)
+    middle = margin + m // 2
+    half = cells[:, :, margin : middle + 1].copy()
+    half[:, :, : margin + 1] += _mates(cells[:, :, : margin + 1])
+    half[:, :, m // 2 - margin :] += _mates(cells[:, :, middle : middle + margin + 1])
+    data = half[..., :2].copy().view(np.complex64)[..., 0]
+    return data, xp.ascontiguousarray(half[..., 2])
 
 
 def data_to_volume(grid: Array, plan: GridPlan) -> Array:
@@ -312,11 +316,6 @@ def _place(values: Array, plan: GridPlan, axis: int) -> Array:
     return xp.moveaxis(padded, 0, axis)
 
 
-def _x_cells(plan: GridPlan) -> npt.NDArray[np.int64]:
-    """Frequencies along x that the kernel may reach."""
-    return np.arange(-plan.margin_px, plan.grid_px // 2 + plan.margin_px + 1)
-
-
 def _stored_cells(plan: GridPlan, axis: int) -> npt.NDArray[np.int64]:
     """Index in the transform along an axis of each stored cell; along x, below 0: of its mate."""
     if axis == 2:
@@ -337,3 +336,10 @@ def _fold_axis(cells: Array, plan: GridPlan, axis: int) -> Array:
     folded[half : half + beyond] += cells[centre + half :]
     folded[half - plan.margin_px : half] += cells[: plan.margin_px]
     return xp.moveaxis(folded, 0, axis)
+
+
+def _mates(cells: Array) -> Array:
+    """Friedel mates of some x of the folded grid: at minus z and y, x reversed, conjugate."""
+    xp = array_namespace(cells)
+    mates = xp.roll(cells[::-1, ::-1, ::-1], (1, 1), axis=(0, 1))
+    return mates * xp.asarray([1, -1, 1], np.float32)

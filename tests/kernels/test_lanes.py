@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from emdask.kernels.lanes_cpu import N_LANES, broadcast, compiled, load, multiply_add, store
+from emdask.kernels.lanes_cpu import (
+    N_LANES,
+    broadcast,
+    compiled,
+    load,
+    multiply_add,
+    pair_totals,
+    prefetch,
+    store,
+)
 
 
 @compiled
@@ -21,3 +30,15 @@ def test_multiply_add_rounds_once() -> None:
     assert (values * values == 1 + 2**-11).all()
     multiply_subtract(values, np.float32(1 + 2**-11))
     assert (values == 2**-24).all()
+
+
+@compiled
+def add_pairs(values: npt.NDArray[np.float32], ahead: int) -> complex:
+    """Add up four complex numbers, after asking for memory that need not be there."""
+    prefetch(values, ahead)
+    return complex(pair_totals(load(values, 0)))
+
+
+def test_pairs_are_added_up_as_complex_numbers() -> None:
+    values = np.arange(N_LANES, dtype=np.float32)
+    assert add_pairs(values, 10**9) == 12 + 16j
