@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         save_volume,
     )
     from emdask.phantoms import phantom
+    from emdask.reconstructors import reconstruct
     from emdask.simulators import simulate
     from emdask.structures import volume_from_structure
     from emdask.whiteners import learn_noise, unwhiten, whiten
@@ -33,6 +34,7 @@ __all__ = [
     "open_stack",
     "open_volume",
     "phantom",
+    "reconstruct",
     "save_model",
     "save_stack",
     "save_volume",
@@ -53,6 +55,7 @@ _HOMES = {
     "open_stack": "emdask.io",
     "open_volume": "emdask.io",
     "phantom": "emdask.phantoms",
+    "reconstruct": "emdask.reconstructors",
     "save_model": "emdask.io",
     "save_stack": "emdask.io",
     "save_volume": "emdask.io",

@@ -1,7 +1,7 @@
-"""How good a result is: per image, for stacks and plain arrays alike.
+"""How good a result is: per image, for stacks and plain arrays alike, and of volumes.
 
-Each function takes NumPy, Dask or xarray images of dims (..., y, x) and reduces the last two; of
-Dask arrays it makes a graph and computes nothing.
+Each function takes NumPy, Dask or xarray images of dims (..., y, x) and reduces the last two, or
+volumes (z, y, x); of Dask arrays it makes a graph and computes nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from emdask.kernels.fourier import (
     radial_correlation,
     ring_frequencies,
 )
+from emdask.kernels.resolutions import crossing
+from emdask.kernels.shells import corrected_correlation, shell_correlation, shell_frequencies
 from emdask.lazy import map_signature
 
 AXES = (-2, -1)
@@ -226,43 +228,93 @@ def _fall_off(images: Any, taper: float) -> Any:
 
 
 def frc_resolution(frequency: Any, correlation: Any, *, threshold: float = 0.5) -> Any:
-    """Return the frequency at which a Fourier ring correlation first falls below a threshold.
+    """Return the frequency at which a Fourier ring or shell correlation falls below a threshold.
 
     Parameters
     ----------
     frequency : array, shape (r,)
-        What `frc` returned.
+        What `frc` or `fsc` returned.
     correlation : array, shape (..., r)
-        What `frc` returned.
+        What `frc` or `fsc` returned.
     threshold
-        As 0.5, or 1 / 7.
+        As 0.5 against a truth, 1 / 7 or 0.143 between halves.
 
     Returns
     -------
     float64 array, shape (...)
-        In the unit of ``frequency``, interpolated between rings; 0 where the first ring is below,
-        the last frequency where none is. ``pixel_size_A /`` it is the resolution in Å.
+        Where it falls below for the first time, in the unit of ``frequency``, interpolated between
+        rings; 0 where the first ring is below, the last frequency where none is. ``pixel_size_A /``
+        it is the resolution in Å.
 
     Examples
     --------
     >>> float(frc_resolution(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.75, 0.25])))
     0.25
     """
-    crossing = partial(_crossing, threshold=threshold)
+    cross = partial(crossing, threshold=threshold)
     arrays = (np.asarray(frequency), correlation)
-    return _map("frc_resolution", crossing, "(frequency),(frequency)->()", *arrays)
+    return _map("frc_resolution", cross, "(frequency),(frequency)->()", *arrays)
 
 
-def _crossing(frequency: Any, correlation: Any, threshold: float) -> Any:
-    below = correlation < threshold
-    ring = np.where(below.any(axis=-1), below.argmax(axis=-1), len(frequency) - 1)
-    before = np.maximum(ring - 1, 0)
-    high, low = (np.take_along_axis(correlation, i[..., None], -1)[..., 0] for i in (before, ring))
-    fall = np.where(high > low, high - low, 1.0)
-    share = np.clip((high - threshold) / fall, 0.0, 1.0)
-    found = frequency[before] + share * (frequency[ring] - frequency[before])
-    found = np.where(below.any(axis=-1), found, frequency[-1])
-    return np.where(below[..., 0], 0.0, found)
+def fsc(volume: Any, other: Any, *, mask: Any = None, corrected: bool = False) -> tuple[Any, Any]:
+    """Return the Fourier shell correlation of two volumes.
+
+    Parameters
+    ----------
+    volume, other : array, shape (n, n, n)
+        Volumes to be compared, shell by shell of their Fourier transforms.
+    mask : array, shape (n, n, n)
+        Soft mask that both are multiplied by, as of `emdask.kernels.masks`; None for none.
+    corrected
+        Whether to take off what the mask lends: two volumes agree by having one outline. For half
+        maps; the phases beyond the shell at which they agree by less than 0.8 are randomised (Chen
+        et al. 2013, Ultramicroscopy 135:24, equation 4).
+
+    Returns
+    -------
+    frequency : float64 array, shape (n // 2,)
+        Mean frequency of each shell, in cycles a voxel, above 0 and up to Nyquist, 0.5.
+    correlation : float64 array, shape (n // 2,)
+        In [-1, 1]; 0 where a shell of one of the volumes is empty. Of xarray volumes its dim is
+        ``frequency``, with its coordinate.
+
+    Raises
+    ------
+    StackError
+        If the volumes are no cubes of one size.
+    ParameterError
+        If ``corrected`` is wanted without a mask.
+
+    Notes
+    -----
+    Harauz and van Heel, "Exact filters for general geometry three dimensional reconstruction",
+    Optik 73 (1986) 146-156.
+
+    Examples
+    --------
+    >>> volume = np.random.default_rng(0).normal(size=(16, 16, 16))
+    >>> frequency, correlation = fsc(volume, 3 * volume)
+    >>> correlation.shape, bool(correlation.min() > 0.999)
+    ((8,), True)
+    """
+    require(not corrected or mask is not None, "fsc", "corrected needs a mask", mask)
+    if len(set(volume.shape[-3:])) != 1 or volume.ndim != 3:
+        raise StackError(sentence("fsc", "volumes must be cubes (z, y, x)", volume.shape))
+    frequency = shell_frequencies(volume.shape[-1])
+    masks = () if mask is None else (mask,)
+    correlate = partial(_correlate_shells, corrected=corrected)
+    cubes = ",".join(["(z,y,x)"] * (2 + len(masks)))
+    signature = f"{cubes}->(frequency)"
+    correlation = _map("fsc", correlate, signature, volume, other, *masks, frequency=len(frequency))
+    if isinstance(correlation, xr.DataArray):
+        correlation = correlation.assign_coords(frequency=frequency)
+    return frequency, correlation
+
+
+def _correlate_shells(volume: Any, other: Any, mask: Any = None, *, corrected: bool) -> Any:
+    if corrected:
+        return corrected_correlation(volume, other, mask)
+    return shell_correlation(volume, other, mask)
 
 
 def affine_fit(images: Any, clean: Any) -> Any:

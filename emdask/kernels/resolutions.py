@@ -7,10 +7,18 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from emdask.checks import require, sentence
 from emdask.errors import StackError
 
-__all__ = ["check_pixel_size", "check_resolution", "known_pixel_size", "to_frequency"]
+__all__ = [
+    "check_pixel_size",
+    "check_resolution",
+    "crossing",
+    "known_pixel_size",
+    "to_frequency",
+]
 
 
 def check_resolution(what: str, name: str, value: object) -> None:
@@ -84,3 +92,36 @@ def to_frequency(resolution_A: Any, pixel_size_A: float | None) -> Any:
     0.1
     """
     return "auto" if resolution_A == "auto" else float(pixel_size_A or 0) / float(resolution_A)
+
+
+def crossing(frequency: Any, correlation: Any, threshold: float) -> Any:
+    """Return the frequency at which a correlation first falls below a threshold.
+
+    Parameters
+    ----------
+    frequency : array, shape (r,)
+        Of the rings or shells, ascending.
+    correlation : array, shape (..., r)
+        Of each.
+    threshold
+        As 0.5.
+
+    Returns
+    -------
+    float64 array, shape (...)
+        Interpolated; 0 where the first ring is below, the last frequency where none is.
+
+    Examples
+    --------
+    >>> float(crossing(np.array([0.1, 0.2, 0.3]), np.array([1.0, 0.75, 0.25]), 0.5))
+    0.25
+    """
+    below = correlation < threshold
+    ring = np.where(below.any(axis=-1), below.argmax(axis=-1), len(frequency) - 1)
+    before = np.maximum(ring - 1, 0)
+    high, low = (np.take_along_axis(correlation, i[..., None], -1)[..., 0] for i in (before, ring))
+    fall = np.where(high > low, high - low, 1.0)
+    share = np.clip((high - threshold) / fall, 0.0, 1.0)
+    found = frequency[before] + share * (frequency[ring] - frequency[before])
+    found = np.where(below.any(axis=-1), found, frequency[-1])
+    return np.where(below[..., 0], 0.0, found)

@@ -89,3 +89,51 @@ def _turn(fold: int, axis: Array) -> Array:
     angle = 2 * math.pi / fold
     # Rodrigues' formula.
     return np.asarray(np.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross)
+
+
+def factor_group(matrices: Array) -> list[Array]:
+    """Split the sum over a group into sums over few rotations, one after another.
+
+    Parameters
+    ----------
+    matrices : float64 array, shape (n, 3, 3)
+        All rotations of the group.
+
+    Returns
+    -------
+    list of float64 arrays, shape (f, 3, 3)
+        Of each factor the rotations besides the identity: each rotation of the group is the product
+        of one of each factor, or the identity, in exactly one way.
+
+    Examples
+    --------
+    >>> [len(factor) for factor in factor_group(symmetry_matrices("I"))]
+    [1, 1, 2, 4]
+    """
+    products = np.einsum("aij,bjk->abik", matrices, matrices)
+    table = np.abs(products[:, :, None] - matrices).max(axis=(-2, -1)).argmin(axis=-1)
+    identity = int(np.abs(matrices - np.eye(3)).max(axis=(1, 2)).argmin())
+    cycles = [_powers(table, element, identity) for element in range(len(matrices))]
+    cycles = sorted((cycle for cycle in cycles if len(cycle) > 1), key=len)
+    found = _factor(table, cycles, [identity])
+    return [matrices[cycle[1:]] for cycle in found or []]
+
+
+def _powers(table: Array, element: int, identity: int) -> list[int]:
+    powers = [identity]
+    while (following := int(table[powers[-1], element])) != identity:
+        powers.append(following)
+    return powers
+
+
+def _factor(table: Array, cycles: list[list[int]], made: list[int]) -> list[list[int]] | None:
+    """Cycles whose products with what is made are the whole group, each element once."""
+    if len(made) == len(table):
+        return []
+    for cycle in cycles:
+        products = table[np.ix_(made, cycle)].ravel()
+        if len(set(products.tolist())) == len(products) and len(table) % len(products) == 0:
+            rest = _factor(table, cycles, products.tolist())
+            if rest is not None:
+                return [cycle, *rest]
+    return None

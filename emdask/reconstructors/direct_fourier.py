@@ -1,0 +1,252 @@
+"""Direct Fourier inversion: images are added up as slices of the volume's Fourier transform."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from emdask.backend import fourier_namespace
+from emdask.checks import check_integer, check_number, require, sentence
+from emdask.errors import StackError
+from emdask.kernels.ctf import Optics
+from emdask.kernels.gridding import shell_weights, solve_volume, symmetrise
+from emdask.kernels.masks import spherical_mask
+from emdask.kernels.projections import rotation_matrices
+from emdask.kernels.resolutions import check_pixel_size
+from emdask.kernels.shells import shell_correlation
+from emdask.kernels.slices import SliceSums, add_sums, empty_sums, fold_sums, insert_slices
+from emdask.kernels.symmetry import symmetry_matrices
+from emdask.method import Reconstructor, parameter
+from emdask.volumes import VOLUME_DIMS
+
+WHAT = "direct_fourier"
+# Projections of 5e-3 are good enough: what is left of the error is refined away (benchmarks).
+ACCURACY = "rough"
+IMAGES_AT_ONCE = 32
+SOFT_PX = 5.0
+# Share of a shell's mean weight that half maps are regularised by: only cells that few images
+# reach feel it.
+LEAST_SHARE = 1e-3
+# What half maps correlate by counts as within these: below it is chance.
+LEAST_CORRELATION, MOST_CORRELATION = 1e-3, 1 - 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectFourier:
+    """Parameters of direct Fourier inversion.
+
+    Parameters
+    ----------
+    symmetry
+        Point group of the particle, oriented as RELION has it: "C1", "C4", "D7", "T", "O", "I".
+    half_maps
+        Whether to reconstruct each half of the images as well.
+    wiener
+        What is added to the weights of each shell, as a share of their mean: the more, the smoother
+        the map. "auto": noise over signal, from the correlation of the half maps; without half maps
+        0.001.
+    diameter_A
+        Of the ball that the particle lies in, Å: beyond it the map is 0. "auto" takes the largest.
+    n_refinements
+        How often the solution is refined by what it leaves unexplained, 0 to 10.
+    pixel_size_A
+        Edge of a pixel, Å; None takes that of the stack.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range, or the group unknown.
+
+    Notes
+    -----
+    Images are multiplied by their CTF and added to the Fourier transform of the volume on a grid of
+    1.5 cells a frequency, weights CTF² beside them, which takes one pass and any order. What
+    follows is told in `emdask.kernels.gridding`. The regularisation is that of Scheres, "RELION:
+    implementation of a Bayesian approach to cryo-EM structure determination", Journal of Structural
+    Biology 180 (2012) 519-530: with the FSC of the half maps, noise over signal is (1 - FSC) / FSC
+    of the weight of a half.
+
+    Examples
+    --------
+    >>> DirectFourier(symmetry="D7", diameter_A=160).symmetry
+    'D7'
+    """
+
+    symmetry: str = parameter("C1", "point group of the particle, oriented as RELION has it")
+    half_maps: bool = parameter(True, "reconstruct each half of the images as well")
+    wiener: Literal["auto"] | float = parameter(
+        "auto", "added to the weights, as a share of their mean; auto: from the half maps"
+    )
+    diameter_A: Literal["auto"] | float = parameter(
+        "auto", "of the ball that the particle lies in; auto: the largest", "Å"
+    )
+    n_refinements: int = parameter(1, "refinements by what is left unexplained")
+    pixel_size_A: float | None = parameter(None, "edge of a pixel; that of the stack if none", "Å")
+
+    def __post_init__(self) -> None:
+        symmetry_matrices(self.symmetry)
+        require(isinstance(self.half_maps, bool), WHAT, "half_maps must be a bool", self.half_maps)
+        if self.wiener != "auto":
+            check_number(WHAT, "wiener", self.wiener, 1e-6, 1e6)
+        if self.diameter_A != "auto":
+            check_number(WHAT, "diameter_A", self.diameter_A, 1)
+        check_integer(WHAT, "n_refinements", self.n_refinements, 0, 10)
+        check_pixel_size(WHAT, self.pixel_size_A)
+
+
+@dataclass(frozen=True)
+class HalfSums:
+    """Sums of each half of the images, or one of all."""
+
+    halves: tuple[SliceSums, ...]
+
+
+def complete(
+    params: DirectFourier, attrs: Mapping[str, Any], shape: tuple[int, ...]
+) -> DirectFourier:
+    """Take the pixel size of the stack, and check what depends on the size of the images."""
+    pixel_size_A = attrs.get("pixel_size_A") if params.pixel_size_A is None else params.pixel_size_A
+    if pixel_size_A is None:
+        rule = "the pixel size of the stack must be known"
+        remedy = "Pass pixel_size_A=, or set stack.attrs['pixel_size_A']."
+        raise StackError(sentence(WHAT, rule, remedy=remedy))
+    if params.diameter_A != "auto":
+        box_A = shape[-1] * pixel_size_A
+        rule = f"diameter_A must be at most the edge of the images, {box_A:g} Å"
+        require(params.diameter_A <= box_A, WHAT, rule, params.diameter_A)
+    return replace(params, pixel_size_A=float(pixel_size_A))
+
+
+def insert(
+    sums: HalfSums | None,
+    images: Any,
+    params: DirectFourier,
+    *,
+    rotation_deg: npt.NDArray[np.float64],
+    shift_A: npt.NDArray[np.float64],
+    half: npt.NDArray[np.int64],
+    optics: Optics | None,
+) -> HalfSums:
+    """Add a block of images to the sums of their halves.
+
+    Parameters
+    ----------
+    sums
+        Of the images before; None begins.
+    images
+        (n, h, w), particles white on dark.
+    params
+        Parameters, with the pixel size.
+    rotation_deg, shift_A, half
+        Of each image: RELION's Euler angles (n, 3), the translation that centres it (n, 2), and 1
+        or 2 (n,).
+    optics
+        Of the images; None where they have no CTF.
+
+    Returns
+    -------
+    HalfSums
+        Those given are left as they are.
+    """
+    # New sums for each block, added to those before: a float32 that millions of terms were added to
+    # one by one takes no more.
+    n_halves = 2 if params.half_maps else 1
+    made = tuple(empty_sums(images.shape[-1], ACCURACY) for _ in range(n_halves))
+    matrices = rotation_matrices(rotation_deg)
+    shifts_px = shift_A / float(params.pixel_size_A or 0)
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        some = slice(start, start + IMAGES_AT_ONCE)
+        slices, weights = _weigh(images[some], None if optics is None else optics[some])
+        for number, target in enumerate(made, start=1):
+            chosen = (half[some] == number) | (n_halves == 1)
+            views = matrices[some][chosen], shifts_px[some][chosen]
+            insert_slices(target, slices[chosen], weights[chosen], *views)
+    if sums is not None:
+        for target, before in zip(made, sums.halves, strict=True):
+            target.cells[...] += before.cells
+    return HalfSums(made)
+
+
+def _weigh(images: Any, optics: Optics | None) -> tuple[Any, Any]:
+    """Fourier transforms times CTF, and CTF²: what the noise, equal everywhere, asks for."""
+    slices = fourier_namespace(images).rfft2(images.astype(np.float32, copy=False))
+    if optics is None:
+        return slices, np.ones(slices.shape, np.float32)
+    ctf = optics.ctfs(images.shape[1:], len(images))
+    return slices * ctf, ctf * ctf
+
+
+def combine(first: HalfSums, second: HalfSums) -> HalfSums:
+    """Add the sums of two parts of a stack."""
+    pairs = zip(first.halves, second.halves, strict=True)
+    return HalfSums(tuple(add_sums(*pair) for pair in pairs))
+
+
+def finalize(sums: HalfSums, params: DirectFourier) -> xr.Dataset:
+    """Solve for the maps.
+
+    Parameters
+    ----------
+    sums
+        Of all images.
+    params
+        Parameters, with the pixel size.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``volume`` and, with half maps, ``half_1``, ``half_2`` and ``fsc``.
+    """
+    plan = sums.halves[0].plan
+    group = symmetry_matrices(params.symmetry)
+    grids = [[symmetrise(grid, group) for grid in fold_sums(half)] for half in sums.halves]
+    mask = _ball(params, plan.box_px)
+    means = [shell_weights(weights, plan) for _, weights in grids]
+    maps, found = {}, {}
+    if params.half_maps:
+        for number, (data, weights) in enumerate(grids, start=1):
+            prior = LEAST_SHARE * means[number - 1]
+            half = solve_volume(data, weights, prior, mask, plan, params.n_refinements)
+            maps[f"half_{number}"] = half
+        found["fsc"] = shell_correlation(maps["half_1"], maps["half_2"])
+    # In the place of the first half: a grid is larger than a volume.
+    data, weights = grids.pop(0)
+    while grids:
+        for total, more in zip((data, weights), grids.pop(0), strict=True):
+            total += more
+    prior = _prior(params, sum(means), found.get("fsc"))
+    maps["volume"] = solve_volume(data, weights, prior, mask, plan, params.n_refinements)
+    variables = {name: (VOLUME_DIMS, volume) for name, volume in maps.items()}
+    return xr.Dataset(variables | {name: ("frequency", curve) for name, curve in found.items()})
+
+
+def _ball(params: DirectFourier, box_px: int) -> Any:
+    radius_px = box_px / 2 - 1
+    if params.diameter_A != "auto" and params.pixel_size_A is not None:
+        radius_px = min(params.diameter_A / params.pixel_size_A / 2 + SOFT_PX, radius_px)
+    return spherical_mask(box_px, radius_px - SOFT_PX, SOFT_PX)
+
+
+def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
+    """Noise over signal of each shell, in the unit of the weights; ``mean`` is that of all."""
+    if params.wiener != "auto":
+        return params.wiener * mean
+    if correlation is None:
+        return LEAST_SHARE * mean
+    signal = np.clip(correlation, LEAST_CORRELATION, MOST_CORRELATION)
+    signal = np.append(signal[:1], signal)
+    return mean / 2 * (1 - signal) / signal
+
+
+METHOD = Reconstructor(
+    params=DirectFourier,
+    insert={"cpu": insert},
+    combine=combine,
+    finalize=finalize,
+    complete=complete,
+)
