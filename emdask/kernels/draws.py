@@ -51,7 +51,7 @@ def uniform_draws(seed: int, image_ids: npt.ArrayLike, n_draws: int, *, stream: 
     counter = (ids & WORD, ids >> HALF, pairs, np.uint64(stream))
     words = philox_words(counter, (seed & 0xFFFFFFFF, seed >> 32))
     draws = [_fraction(*words[:2]), _fraction(*words[2:])]
-    return np.stack(draws, axis=-1).reshape(len(ids), -1)[:, :n_draws]
+    return np.stack(draws, axis=-1).reshape(len(ids), 2 * pairs.size)[:, :n_draws]
 
 
 def _fraction(high: Array, low: Array) -> Array:

@@ -18,7 +18,11 @@ from emdask.stack import add_provenance, build_stack, choose_chunk
 Array = npt.NDArray[Any]
 
 BLOB_WIDTH_A = 4.0
-OPTICS = {"voltage_kV": 300.0, "spherical_aberration_mm": 2.7, "amplitude_contrast": 0.1}
+OPTICS: dict[str, Any] = {
+    "voltage_kV": 300.0,
+    "spherical_aberration_mm": 2.7,
+    "amplitude_contrast": 0.1,
+}
 DEFOCUS_A = (15_000.0, 20_000.0)
 ASTIGMATISM_A = 300.0
 PARTICLE_DISTANCE_A = 210.0
@@ -170,7 +174,7 @@ def random_rotation_deg(rng: np.random.Generator) -> Array:
     return np.array([rot, tilt, psi])
 
 
-def _draw_defocus(rng: np.random.Generator) -> dict[str, float]:
+def _draw_defocus(rng: np.random.Generator) -> dict[str, Any]:
     u = rng.uniform(*DEFOCUS_A)
     v = u - rng.uniform(0, ASTIGMATISM_A)
     return {

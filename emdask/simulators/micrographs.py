@@ -1,0 +1,294 @@
+"""Simulated micrographs: particles at known places among all that makes finding them hard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from dask.base import tokenize
+
+from emdask.checks import check_choice, check_integer, check_number, require
+from emdask.kernels.slices import ACCURACIES
+from emdask.lazy import read_images
+from emdask.simulators import ANGLES, NOISES, check_volumes
+from emdask.simulators.exposure import SNR_PLACES, Exposure, read_clean, read_noisy
+from emdask.simulators.specimen import MOST_PARTICLES, Specimen, measure_diameter
+from emdask.simulators.truth import POSES, Views, draw_classes, draw_optics
+from emdask.stack import add_provenance, build_stack
+
+WHAT = "simulate_micrographs"
+# Of the frame, by the discs of the particles: what is wanted where no number is, and the most that
+# still finds room at random places.
+USUAL_COVER = 0.15
+MOST_COVER = 0.42
+
+
+def simulate_micrographs(
+    volumes: Any,
+    n_micrographs: int,
+    *,
+    snr: float,
+    snr_in: str = "frame",
+    size_px: int | tuple[int, int] = 4096,
+    n_particles: int | tuple[int, int] | None = None,
+    diameter_A: float | None = None,
+    min_distance_A: float | None = None,
+    crowding: float = 0.0,
+    poses: str = "uniform",
+    cone_deg: float = 10.0,
+    view_deg: tuple[float, float] = (0.0, 0.0),
+    ctf: Any = None,
+    ice: float = 1.0,
+    carbon: float = 0.0,
+    hole_A: float = 12_000.0,
+    n_crystals: int | tuple[int, int] = 0,
+    noise: str = "white",
+    proportions: Sequence[float] | None = None,
+    seed: int = 0,
+    pixel_size_A: float | None = None,
+    accuracy: str = "normal",
+) -> tuple[xr.Dataset, pd.DataFrame]:
+    """Simulate micrographs of particles, lazily, and tell where the particles are.
+
+    Micrograph i depends on ``seed`` and i alone, not on how many there are. The particles are dark,
+    as the camera records them in underfocus, and the CTF is that of the whole field, beyond its
+    edges too.
+
+    Parameters
+    ----------
+    volumes
+        As of `emdask.simulate`; a pixel of the micrographs is as large as a voxel.
+    n_micrographs
+        Number of micrographs.
+    snr
+        Variance of the particles (CTF applied, without ice and film) / variance of the noise, which
+        is 1, in each micrograph.
+    snr_in
+        Where the variance of the particles is taken: "frame", all of it, or "particles", the discs
+        of their diameter.
+    size_px
+        Edge of a micrograph, or (height, width).
+    n_particles
+        Particles in a micrograph, or the fewest and the most to draw from; None for as many as
+        cover about a seventh of it. Where the film covers a part, as many fewer. Their centres are
+        within the frame and off the film.
+    diameter_A
+        Of a particle; None measures the ball that holds 99 % of the squares of the volumes.
+    min_distance_A
+        Least distance between the centres of two particles; None for their diameter, so that none
+        overlap.
+    crowding
+        Share of the particles, 0 to 1, that is put next to others and not anywhere.
+    poses, cone_deg, view_deg, ctf, proportions, pixel_size_A, accuracy
+        As of `emdask.simulate`; poses a word, and values of ``ctf`` one a micrograph.
+    ice
+        Grey levels, in standard deviations of the noise, by which the thickest ice is darker than
+        the thinnest, across the frame.
+    carbon
+        Share of the micrographs, 0 to 1, that show the edge of the carbon film: dark, with grain
+        that the CTF shows, and noise that is 15 % stronger.
+    hole_A
+        Diameter of the holes in the film.
+    n_crystals
+        Lumps of ice and dirt in a micrograph, or the fewest and the most: darker than particles,
+        0.5 to 2.5 of their diameters, not in the picks.
+    noise
+        "white", or "coloured" as of `emdask.simulate`.
+    seed
+        Of the random numbers, at least 0.
+
+    Returns
+    -------
+    made : xarray.Dataset
+        ``images`` and ``clean``, both stacks of dims (image, y, x), float32, lazy, a micrograph a
+        block; ``clean`` is all but the noise. Coordinates ``image_id``, ``micrograph`` and those of
+        the CTF.
+    picks : pandas.DataFrame
+        A row for each particle: ``micrograph``, ``image_id`` (of the micrograph), ``x_px`` and
+        ``y_px`` (its centre, that of the first pixel being 0), ``class_id`` (from 1), ``rot_deg``,
+        ``tilt_deg``, ``psi_deg``.
+
+    Raises
+    ------
+    ParameterError, StackError
+        At once, before anything is computed.
+
+    Examples
+    --------
+    >>> from emdask import phantom
+    >>> particle = phantom(8, radius_A=20).volume(32, 3.0)
+    >>> made, picks = simulate_micrographs(particle, 2, snr=0.1, size_px=256, n_particles=9)
+    >>> made.images.shape, len(picks), picks.columns[2:4].tolist()
+    ((2, 256, 256), 18, ['x_px', 'y_px'])
+    """
+    check_integer(WHAT, "n_micrographs", n_micrographs, 1)
+    check_integer(WHAT, "seed", seed, 0, 2**63 - 1)
+    check_number(WHAT, "snr", snr, 1e-9)
+    check_choice(WHAT, "snr_in", snr_in, SNR_PLACES)
+    check_choice(WHAT, "noise", noise, NOISES)
+    check_choice(WHAT, "accuracy", accuracy, ACCURACIES)
+    check_number(WHAT, "ice", ice, 0)
+    require(isinstance(poses, str), WHAT, f"poses must be one of {', '.join(POSES)}", "an array")
+    opened = check_volumes(volumes, pixel_size_A)
+    pixel_A = float(opened[0].attrs["pixel_size_A"])
+    cubes = tuple(volume.values for volume in opened)
+    specimen = _lay_out(
+        cubes,
+        pixel_A,
+        size_px=size_px,
+        n_particles=n_particles,
+        diameter_A=diameter_A,
+        min_distance_A=min_distance_A,
+        crowding=crowding,
+        carbon=carbon,
+        hole_A=hole_A,
+        n_crystals=n_crystals,
+        views=Views(poses=poses, cone_deg=cone_deg, view_deg=view_deg),
+        proportions=proportions,
+        seed=int(seed),
+    )
+    fields = {
+        "volumes": cubes,
+        "pixel_size_A": pixel_A,
+        "specimen": specimen,
+        "ctf": ctf,
+        "snr": float(snr),
+        "snr_in": snr_in,
+        "ice": float(ice),
+        "noise": noise,
+        "accuracy": accuracy,
+    }
+    exposure = Exposure(token=tokenize(fields), **fields)
+    ids = np.arange(int(n_micrographs))
+    coords, attrs = _truth_of(exposure, ids)
+    stacks = {
+        name: _stack(read, exposure, coords, attrs)
+        for name, read in (("images", read_noisy), ("clean", read_clean))
+    }
+    return xr.Dataset(stacks, attrs=attrs), _picks(specimen, ids)
+
+
+def _lay_out(
+    volumes: tuple[Any, ...],
+    pixel_A: float,
+    *,
+    size_px: Any,
+    n_particles: Any,
+    diameter_A: float | None,
+    min_distance_A: float | None,
+    n_crystals: Any,
+    hole_A: float,
+    **shares: Any,
+) -> Specimen:
+    """Check what is to be where, and put it in pixels."""
+    shape = _frame(size_px)
+    if diameter_A is None:
+        diameter_A = pixel_A * max(measure_diameter(volume) for volume in volumes)
+    check_number(WHAT, "diameter_A", diameter_A, pixel_A)
+    distance_A = diameter_A if min_distance_A is None else min_distance_A
+    check_number(WHAT, "min_distance_A", distance_A, 0.1 * diameter_A)
+    check_number(WHAT, "hole_A", hole_A, 2 * diameter_A)
+    for name in ("crowding", "carbon"):
+        check_number(WHAT, name, shares[name], 0, 1)
+    draw_classes(shares["proportions"], len(volumes), np.arange(1), 0)
+    distance_px = distance_A / pixel_A
+    return Specimen(
+        shape=shape,
+        n_particles=_count_particles(n_particles, shape, distance_px, diameter_A / pixel_A),
+        diameter_px=diameter_A / pixel_A,
+        distance_px=distance_px,
+        hole_px=hole_A / pixel_A,
+        n_crystals=_range("n_crystals", n_crystals, 10_000),
+        n_volumes=len(volumes),
+        **shares,
+    )
+
+
+def _frame(size_px: Any) -> tuple[int, int]:
+    pair = size_px if isinstance(size_px, Sequence) else (size_px, size_px)
+    require(len(pair) == 2, WHAT, "size_px must be an integer or (height, width)", size_px)
+    for edge in pair:
+        check_integer(WHAT, "size_px", edge, 16)
+    return int(pair[0]), int(pair[1])
+
+
+def _range(name: str, value: Any, most: int) -> tuple[int, int]:
+    """Take a number for a range from it to itself."""
+    pair = value if isinstance(value, Sequence) else (value, value)
+    require(len(pair) == 2, WHAT, f"{name} must be an integer or (fewest, most)", value)
+    for end in pair:
+        check_integer(WHAT, name, end, 0, most)
+    require(pair[0] <= pair[1], WHAT, f"{name} must be (fewest, most)", value)
+    return int(pair[0]), int(pair[1])
+
+
+def _count_particles(
+    wanted: Any, shape: tuple[int, int], distance_px: float, diameter_px: float
+) -> tuple[int, int]:
+    """Return the fewest and the most particles; refuse what finds no room."""
+    of_one = np.pi / 4 / (shape[0] * shape[1])
+    fit = int(MOST_COVER / (of_one * distance_px**2))
+    if wanted is None:
+        wanted = min(max(1, round(USUAL_COVER / (of_one * diameter_px**2))), max(fit, 1))
+    low, high = _range("n_particles", wanted, MOST_PARTICLES - 1)
+    rule = f"n_particles must find room at min_distance_A from each other: at most {fit} do"
+    # One finds room in any frame.
+    require(high <= max(fit, 1), WHAT, rule, wanted, "Take fewer, or a shorter distance.")
+    return low, high
+
+
+def _truth_of(exposure: Exposure, ids: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Coordinates of the micrographs, and attributes of the stack."""
+    coords: dict[str, Any] = {"image_id": ids, "micrograph": _names(ids)}
+    attrs: dict[str, Any] = {"kind": "micrographs", "pixel_size_A": exposure.pixel_size_A}
+    for name, value in draw_optics(exposure.ctf, ids, exposure.specimen.seed).items():
+        (coords if np.ndim(value) else attrs)[name] = value
+    return coords, add_provenance(attrs, WHAT, _record(exposure))
+
+
+def _names(ids: Any) -> Any:
+    return np.array([f"micrograph_{image_id:06d}.mrc" for image_id in ids])
+
+
+def _record(exposure: Exposure) -> dict[str, Any]:
+    """Parameters for the provenance."""
+    specimen, pixel_A = exposure.specimen, exposure.pixel_size_A
+    return {
+        "n_volumes": len(exposure.volumes),
+        "snr": exposure.snr,
+        "snr_in": exposure.snr_in,
+        "n_particles": list(specimen.n_particles),
+        "diameter_A": specimen.diameter_px * pixel_A,
+        "min_distance_A": specimen.distance_px * pixel_A,
+        "crowding": specimen.crowding,
+        "poses": specimen.views.poses,
+        "ice": exposure.ice,
+        "carbon": specimen.carbon,
+        "n_crystals": list(specimen.n_crystals),
+        "noise": exposure.noise,
+        "seed": specimen.seed,
+        "accuracy": exposure.accuracy,
+    }
+
+
+def _stack(
+    read: Any, exposure: Exposure, coords: Mapping[str, Any], attrs: Mapping[str, Any]
+) -> xr.DataArray:
+    shape = (len(coords["image_id"]), *exposure.specimen.shape)
+    images = read_images(read, exposure, shape=shape, dtype=np.float32, chunk=1, name=WHAT)
+    return build_stack(images, coords, attrs)
+
+
+def _picks(specimen: Specimen, ids: Any) -> pd.DataFrame:
+    particles = specimen.particles(ids)
+    columns = {
+        "micrograph": _names(ids)[particles.image_id - ids[0]],
+        "image_id": particles.image_id,
+        **dict(zip(("x_px", "y_px"), particles.place_px.T, strict=True)),
+        "class_id": particles.class_index + 1,
+        **dict(zip(ANGLES, particles.rotation_deg.T, strict=True)),
+    }
+    return pd.DataFrame(columns)
