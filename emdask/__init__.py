@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from emdask.phantoms import phantom
     from emdask.reconstructors import reconstruct
     from emdask.simulators import simulate
+    from emdask.simulators.micrographs import simulate_micrographs
     from emdask.structures import volume_from_structure
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -39,6 +40,7 @@ __all__ = [
     "save_stack",
     "save_volume",
     "simulate",
+    "simulate_micrographs",
     "unwhiten",
     "volume_from_structure",
     "whiten",
@@ -60,6 +62,7 @@ _HOMES = {
     "save_stack": "emdask.io",
     "save_volume": "emdask.io",
     "simulate": "emdask.simulators",
+    "simulate_micrographs": "emdask.simulators.micrographs",
     "unwhiten": "emdask.whiteners",
     "volume_from_structure": "emdask.structures",
     "whiten": "emdask.whiteners",
