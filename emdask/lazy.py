@@ -19,6 +19,7 @@ import dask
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from dask import threaded
 from dask._task_spec import Alias, DataNode, List, Task, TaskRef
 from dask.array.optimization import optimize
@@ -583,6 +584,35 @@ def _insert_blocks(
 def _finalize_fold(finalize: Callable[..., Any], sums: Any, params: Any) -> Any:
     with one_blas_thread:
         return finalize(sums, params)
+
+
+def label_arrays(result: Delayed, expected: Mapping[str, xr.Variable]) -> xr.Dataset:
+    """Name the variables of a dataset that a task will return, each a lazy array.
+
+    Parameters
+    ----------
+    result
+        A task that returns an `xarray.Dataset`.
+    expected
+        Of each variable that is wanted the dims, shape, dtype and attributes; its values are not
+        looked at.
+
+    Returns
+    -------
+    xarray.Dataset
+        What is computed of it together runs the task once.
+    """
+    variables = {}
+    for name, like in expected.items():
+        piece = delayed(_pick)(result, name, dask_key_name=f"{result.key}-{name}")
+        meta = np.empty((0,) * like.ndim, like.dtype)
+        array = da.from_delayed(piece, like.shape, like.dtype, meta=meta)
+        variables[name] = xr.Variable(like.dims, array, like.attrs)
+    return xr.Dataset(variables)
+
+
+def _pick(dataset: xr.Dataset, name: str) -> Images:
+    return dataset[name].values
 
 
 def write_images(
