@@ -34,6 +34,7 @@ from emdask.backend import array_namespace, on_device, one_blas_thread, resolve_
 from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.kernels.ctf import Optics
+from emdask.kernels.reductions import over_pixels
 from emdask.method import Method, Reconstructor, learns
 from emdask.placement import on_cards, requests
 
@@ -44,6 +45,7 @@ COMBINE_AT_ONCE = 8
 # A task that adds images to large sums takes at least so many: the sums are copied once a task.
 FOLD_BYTES = 64 * 2**20
 WRITES_AT_ONCE = 20_000
+LARGE_GRAPH = "4 GiB"
 
 
 def read_images(
@@ -245,18 +247,18 @@ def _clean(images: Images, first: int, bad_pixels: str) -> Images:
         return images
     xp = array_namespace(images)
     # A sum is finite only if every term is: one pass and no mask in the usual case.
-    sums = images.sum(axis=(1, 2), dtype=np.float64)
+    sums = over_pixels("sum", images, np.float64)
     if bool(xp.isfinite(sums).all()):
         return images
     finite = xp.isfinite(images)
-    bad = [int(i) for i in xp.flatnonzero(~finite.all(axis=(1, 2)))]
+    bad = [int(i) for i in xp.flatnonzero(~over_pixels("all", finite))]
     if bad and bad_pixels == "raise":
         count = int((~finite[bad[0]]).sum())
         rule = f"image {first + bad[0]} has {count} NaN or infinite pixels"
         remedy = 'Leave the image out, or pass bad_pixels="replace" (--bad-pixels replace).'
         raise StackError(sentence("stack", rule, remedy=remedy))
-    counts = xp.maximum(finite.sum(axis=(1, 2)), 1)
-    means = xp.where(finite, images, 0).sum(axis=(1, 2), dtype=np.float64) / counts
+    counts = xp.maximum(over_pixels("sum", finite), 1)
+    means = over_pixels("sum", xp.where(finite, images, 0), np.float64) / counts
     return xp.where(finite, images, means[:, None, None]).astype(images.dtype)  # type: ignore[no-any-return]
 
 
@@ -704,7 +706,9 @@ def _run(
     from distributed import KilledWorker, as_completed
     from distributed.client import FutureCancelledError
 
-    futures = client.get(graph, keys, sync=False)
+    # Dask warns of graphs that hold volumes, of which simulated images are made: they go out once.
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": LARGE_GRAPH}):
+        futures = client.get(graph, keys, sync=False)
     try:
         for future in as_completed(futures):
             if future.status != "finished":

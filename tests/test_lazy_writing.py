@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -154,3 +155,9 @@ def test_the_benchmark_of_overhead_runs() -> None:
     assert first.startswith("building denoise() on 100,000 images")
     assert second.endswith("x the kernels' time")
     assert third.endswith("ms a chunk")
+
+
+def test_a_graph_that_holds_volumes_is_sent_without_a_warning(runner: Any, tmp_path: Path) -> None:
+    with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 B"}):
+        write_images(make_images(), write_file, str(tmp_path), name="write-file")
+    assert len(list(tmp_path.glob("*.npy"))) == 10
