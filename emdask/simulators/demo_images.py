@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from emdask.backend import one_blas_thread
 from emdask.checks import check_integer, check_number
 from emdask.kernels.ctf import apply_ctf, ctf_2d
-from emdask.kernels.projections import project_blobs
+from emdask.kernels.projections import project_blobs, sample_blobs
 from emdask.kernels.proteins import grow_protein
+from emdask.simulators.micrographs import simulate_micrographs
 from emdask.stack import add_provenance, build_stack, choose_chunk
+from emdask.volumes import build_volume
 
 Array = npt.NDArray[Any]
 
@@ -26,6 +29,8 @@ OPTICS: dict[str, Any] = {
 DEFOCUS_A = (15_000.0, 20_000.0)
 ASTIGMATISM_A = 300.0
 PARTICLE_DISTANCE_A = 210.0
+# Particles in a square of that edge of a micrograph: about as many as find room.
+COVER = 0.5
 
 
 def demo_particles(
@@ -83,14 +88,16 @@ def demo_particles(
     shift_A = np.array([rng.normal(scale=pixel_size_A, size=2) for rng in draws])
     defocus = [_draw_defocus(rng) for rng in draws]
     coords: dict[str, Any] = {name: np.array([d[name] for d in defocus]) for name in defocus[0]}
-    density = project_blobs(
-        grow_protein(seed),
-        BLOB_WIDTH_A,
-        rotation_deg=rotation_deg,
-        shift_A=shift_A,
-        box_px=box_px,
-        pixel_size_A=pixel_size_A,
-    )
+    # Its products of matrices round otherwise on another number of threads.
+    with one_blas_thread:
+        density = project_blobs(
+            grow_protein(seed),
+            BLOB_WIDTH_A,
+            rotation_deg=rotation_deg,
+            shift_A=shift_A,
+            box_px=box_px,
+            pixel_size_A=pixel_size_A,
+        )
     if ctf:
         optics = {"pixel_size_A": pixel_size_A, **coords, **OPTICS}
         density = apply_ctf(density, ctf_2d((box_px, box_px), **optics))
@@ -147,18 +154,24 @@ def demo_micrograph(
     """
     check_number("demo", "snr", snr, 1e-6)
     check_integer("demo", "size_px", size_px, 64)
-    rng = np.random.default_rng([seed, 2**31])
-    defocus = _draw_defocus(rng)
-    field, margin_px = _scatter_particles(rng, size_px, pixel_size_A, grow_protein(seed))
-    ctf = ctf_2d(field.shape, pixel_size_A=pixel_size_A, **defocus, **OPTICS)
-    # Cropped after the CTF: a particle that the edge cuts must not ring at the opposite edge.
-    field = apply_ctf(field, ctf)[margin_px:-margin_px, margin_px:-margin_px]
-    particles = -_scale_to_snr(field, snr)
-    clean = (particles + _ice(rng, size_px))[None].astype(np.float32)
-    noise = rng.standard_normal(clean.shape, np.float32)
-    coords = {"image_id": [0], **{name: [value] for name, value in defocus.items()}}
-    attrs = _attrs("micrographs", pixel_size_A, {"size_px": size_px, "snr": snr, "seed": seed})
-    return _lazy_stack(clean + noise, coords, attrs), clean
+    radius_A = PARTICLE_DISTANCE_A / 2 + 3 * BLOB_WIDTH_A
+    box_px = 2 * int(np.ceil(radius_A / pixel_size_A))
+    with one_blas_thread:
+        volume = sample_blobs(
+            grow_protein(seed), BLOB_WIDTH_A, box_px=box_px, pixel_size_A=pixel_size_A
+        )
+    made, _ = simulate_micrographs(
+        build_volume(volume, pixel_size_A),
+        1,
+        snr=snr,
+        size_px=size_px,
+        n_particles=max(1, int(COVER * (size_px * pixel_size_A / PARTICLE_DISTANCE_A) ** 2)),
+        diameter_A=PARTICLE_DISTANCE_A,
+        ctf={"defocus_A": DEFOCUS_A, "astigmatism_A": (0.0, ASTIGMATISM_A), **OPTICS},
+        seed=seed,
+    )
+    clean = made.clean.values
+    return made.images, clean
 
 
 def random_rotation_deg(rng: np.random.Generator) -> Array:
@@ -182,47 +195,6 @@ def _draw_defocus(rng: np.random.Generator) -> dict[str, Any]:
         "defocus_v_A": float(v),
         "astigmatism_deg": float(rng.uniform(0, 180)),
     }
-
-
-def _scatter_particles(
-    rng: np.random.Generator, size_px: int, pixel_size_A: float, points_A: Array
-) -> tuple[Array, int]:
-    """Put as many particles as fit at random places, no two nearer than their diameter.
-
-    Returns a field larger than the micrograph, and its margin in pixels.
-    """
-    distance_px = PARTICLE_DISTANCE_A / pixel_size_A
-    box_px = 2 * int(np.ceil(0.6 * distance_px))
-    centres = _random_places(rng, size_px, distance_px)
-    images = project_blobs(
-        points_A,
-        BLOB_WIDTH_A,
-        rotation_deg=[random_rotation_deg(rng) for _ in centres],
-        box_px=box_px,
-        pixel_size_A=pixel_size_A,
-    )
-    field = np.zeros((size_px + 2 * box_px,) * 2, np.float32)
-    for image, (y, x) in zip(images, centres + box_px // 2, strict=True):
-        field[y : y + box_px, x : x + box_px] += image
-    return field, box_px
-
-
-def _random_places(rng: np.random.Generator, size_px: int, distance_px: float) -> Array:
-    tried = rng.integers(0, size_px, (20 * int((size_px / distance_px) ** 2) + 20, 2))
-    kept = tried[:1]
-    for place in tried[1:]:
-        if np.hypot(*(kept - place).T).min() >= distance_px:
-            kept = np.concatenate([kept, place[None]])
-    return kept
-
-
-def _ice(rng: np.random.Generator, size_px: int) -> Array:
-    """Grey level of ice that grows thicker towards one side, with a slow wave; about ±0.7."""
-    y, x = np.mgrid[-1 : 1 : size_px * 1j, -1 : 1 : size_px * 1j]
-    angle, phase = rng.uniform(0, 2 * np.pi, 2)
-    along = np.cos(angle) * x + np.sin(angle) * y
-    across = np.cos(angle) * y - np.sin(angle) * x
-    return np.asarray(0.5 * along + 0.15 * np.cos(2.5 * across + phase))
 
 
 def _scale_to_snr(images: Array, snr: float) -> Array:
