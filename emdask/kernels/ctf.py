@@ -58,7 +58,7 @@ class Optics:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if np.ndim(value)}
 
-    def __getitem__(self, images: slice) -> Optics:
+    def __getitem__(self, images: slice | npt.NDArray[np.int64]) -> Optics:
         """Optics of some of the images."""
         return replace(self, **{name: value[images] for name, value in self.varying().items()})
 

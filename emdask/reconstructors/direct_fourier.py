@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask.backend import fourier_namespace
+from emdask.backend import array_namespace, run_on, to_device, to_host
+from emdask.blocks_cuda import working_bytes
 from emdask.checks import check_integer, check_number, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.ctf import Optics
@@ -19,15 +21,28 @@ from emdask.kernels.masks import spherical_mask
 from emdask.kernels.projections import rotation_matrices
 from emdask.kernels.resolutions import check_pixel_size
 from emdask.kernels.shells import shell_correlation
-from emdask.kernels.slices import SliceSums, add_sums, empty_sums, fold_sums, insert_slices
+from emdask.kernels.slices import (
+    GridPlan,
+    SliceSums,
+    add_sums,
+    empty_sums,
+    fold_sums,
+    insert_slices,
+)
 from emdask.kernels.symmetry import symmetry_matrices
+from emdask.kernels.transforms import to_half_planes
 from emdask.method import Reconstructor, parameter
 from emdask.volumes import VOLUME_DIMS
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
 
 WHAT = "direct_fourier"
 # Projections of 5e-3 are good enough: what is left of the error is refined away (benchmarks).
 ACCURACY = "rough"
 IMAGES_AT_ONCE = 32
+# On a card, by their pixels: the sums are read and written once for so many images.
+PIXELS_ON_CARD = 1 << 24
 SOFT_PX = 5.0
 # Share of a shell's mean weight that half maps are regularised by: only cells that few images
 # reach feel it.
@@ -166,18 +181,77 @@ def insert(
             chosen = (half[some] == number) | (n_halves == 1)
             views = matrices[some][chosen], shifts_px[some][chosen]
             insert_slices(target, slices[chosen], weights[chosen], *views)
+    return _add_before(sums, made)
+
+
+def _add_before(sums: HalfSums | None, made: tuple[SliceSums, ...]) -> HalfSums:
     if sums is not None:
         for target, before in zip(made, sums.halves, strict=True):
             target.cells[...] += before.cells
     return HalfSums(made)
 
 
+def insert_cuda(
+    sums: HalfSums | None,
+    images: Any,
+    params: DirectFourier,
+    *,
+    rotation_deg: npt.NDArray[np.float64],
+    shift_A: npt.NDArray[np.float64],
+    half: npt.NDArray[np.int64],
+    optics: Optics | None,
+) -> HalfSums:
+    """Add a block of images to the sums of their halves, on a card; see `insert`.
+
+    The sums of one half at a time are on the card; those of the block come back and are added to
+    the ones before on the host.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for the sums of a half.
+    """
+    views = rotation_matrices(rotation_deg), shift_A / float(params.pixel_size_A or 0)
+    made = []
+    for number in (1, 2) if params.half_maps else (1,):
+        chosen = np.flatnonzero(half == number) if params.half_maps else np.arange(len(images))
+        made.append(_sum_on_card(images, chosen, optics, *views))
+    return _add_before(sums, tuple(made))
+
+
+def _sum_on_card(
+    images: Any, chosen: Indices, optics: Optics | None, matrices: Array, shifts_px: Array
+) -> SliceSums:
+    """Sums of some of the images, on the host."""
+    box_px = images.shape[-1]
+    plan = GridPlan(box_px=box_px, accuracy=ACCURACY)
+    if not len(chosen):
+        return empty_sums(box_px, ACCURACY)
+    at_once = max(1, PIXELS_ON_CARD // box_px**2)
+    pieces = [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
+
+    def insert_pieces() -> Array:
+        sums = None
+        for piece in pieces:
+            there = to_device(images[piece], "cuda")
+            sums = sums or empty_sums(box_px, ACCURACY, array_namespace(there))
+            slices, weights = _weigh(there, None if optics is None else optics[piece])
+            insert_slices(sums, slices, weights, matrices[piece], shifts_px[piece])
+        return np.asarray(to_host(sums and sums.cells))
+
+    n_bytes = 3 * np.dtype(np.float32).itemsize * prod(plan.shape)
+    n_bytes += working_bytes((at_once, box_px, box_px))
+    what = f"adding up images of {box_px} px"
+    return SliceSums(run_on("cuda", insert_pieces, n_bytes=n_bytes, what=what), plan)
+
+
 def _weigh(images: Any, optics: Optics | None) -> tuple[Any, Any]:
     """Fourier transforms times CTF, and CTF²: what the noise, equal everywhere, asks for."""
-    slices = fourier_namespace(images).rfft2(images.astype(np.float32, copy=False))
+    xp = array_namespace(images)
+    slices = to_half_planes(images)
     if optics is None:
-        return slices, np.ones(slices.shape, np.float32)
-    ctf = optics.ctfs(images.shape[1:], len(images))
+        return slices, xp.ones(slices.shape, np.float32)
+    ctf = optics.ctfs(images.shape[1:], len(images), xp)
     return slices * ctf, ctf * ctf
 
 
@@ -245,7 +319,7 @@ def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
 
 METHOD = Reconstructor(
     params=DirectFourier,
-    insert={"cpu": insert},
+    insert={"cpu": insert, "cuda": insert_cuda},
     combine=combine,
     finalize=finalize,
     complete=complete,
