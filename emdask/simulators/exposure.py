@@ -6,27 +6,33 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.fft import next_fast_len
 
+from emdask.backend import array_namespace, resolve_device, run_on, to_device, to_host
 from emdask.kernels.coloured_noise import colour_noise, noise_gain
 from emdask.kernels.draws import normal_images
 from emdask.kernels.fields import blur_px, image_field
 from emdask.kernels.ice import add_crystal, carbon_film, ice_slope
 from emdask.kernels.projections import rotation_matrices
-from emdask.kernels.slices import VolumeSpectrum, prepare_volume, project_volume
+from emdask.kernels.slices import VolumeSpectrum, project_volume
+from emdask.simulators.scene import transform_volume
 from emdask.simulators.specimen import TEXTURE, Particles, Specimen
 from emdask.simulators.truth import draw_optics
 
 Array = npt.NDArray[Any]
 
-DEVICES = ("cpu",)
+DEVICES = ("cpu", "cuda")
 SNR_PLACES = ("frame", "particles")
 # Particles that are projected together: more would only take more memory.
 AT_ONCE = 32
+# Fields of float32 that a card is taken to need for a micrograph.
+FIELDS_IN_USE = 16
 # Exposures that a process keeps ready.
 N_READY = 2
 # The film, in standard deviations of the noise: how dark it is, the steps at its edge and the grain
@@ -63,6 +69,8 @@ class Exposure:
         "white" or "coloured".
     accuracy
         Of the projections.
+    device
+        "auto", "cpu" or "cuda".
     """
 
     token: str
@@ -75,6 +83,7 @@ class Exposure:
     ice: float
     noise: str
     accuracy: str
+    device: str
 
     def __hash__(self) -> int:
         return hash(self.token)
@@ -111,17 +120,22 @@ class Lens:
     margin_px: int
     shape: tuple[int, int]
 
-    def empty_field(self) -> Array:
-        """Return zeros for the frame and its margins, of a size that is quick to transform."""
+    @property
+    def field_shape(self) -> tuple[int, int]:
+        """(h, w) of the frame and its margins, quick to transform."""
         h, w = (next_fast_len(n + 2 * self.margin_px, real=True) for n in self.shape)
-        return np.zeros((h, w), np.float32)
+        return h, w
 
-    def see(self, field: Array) -> Array:
+    def empty_field(self, xp: ModuleType) -> Any:
+        """Return zeros for the frame and its margins; float32."""
+        return xp.zeros(self.field_shape, np.float32)
+
+    def see(self, field: Any) -> Any:
         """Image a field; float32, of the frame."""
         seen = field if self.optics is None else image_field(field, self.optics)
         return self.crop(seen)
 
-    def crop(self, field: Array) -> Array:
+    def crop(self, field: Any) -> Any:
         """Cut the frame out of a field."""
         (h, w), first = self.shape, self.margin_px
         return field[first : first + h, first : first + w]
@@ -129,29 +143,43 @@ class Lens:
 
 def read_clean(exposure: Exposure, start: int, stop: int) -> Array:
     """Make micrographs start .. stop without noise; float32 (stop - start, h, w)."""
-    return np.stack([_take(exposure, image_id) for image_id in range(start, stop)])
+    return np.stack([_expose(exposure, image_id, noisy=False) for image_id in range(start, stop)])
 
 
 def read_noisy(exposure: Exposure, start: int, stop: int) -> Array:
     """Make micrographs start .. stop with noise; float32 (stop - start, h, w)."""
-    micrographs = read_clean(exposure, start, stop)
-    for image_id, micrograph in zip(range(start, stop), micrographs, strict=True):
-        _add_noise(exposure, image_id, micrograph)
-    return micrographs
+    return np.stack([_expose(exposure, image_id, noisy=True) for image_id in range(start, stop)])
 
 
-def _add_noise(exposure: Exposure, image_id: int, micrograph: Array) -> None:
+def _expose(exposure: Exposure, image_id: int, *, noisy: bool) -> Array:
+    """Make one micrograph; float32 (h, w), on the host."""
+    device = resolve_device(exposure.device, DEVICES)
+    spectra, lens = prepare(exposure, device), exposure.lens(image_id)
+    n_bytes = FIELDS_IN_USE * np.dtype(np.float32).itemsize * prod(lens.field_shape)
+
+    def record() -> Any:
+        micrograph = _see(exposure, image_id, lens, spectra)
+        if noisy:
+            micrograph += _noise(exposure, image_id, device)
+        return to_host(micrograph)
+
+    return np.asarray(run_on(device, record, n_bytes=n_bytes, what="a micrograph"))
+
+
+def _noise(exposure: Exposure, image_id: int, device: str) -> Any:
+    """Noise of variance 1, more on the film; drawn on the host, so the same on all devices."""
     specimen = exposure.specimen
-    noise = normal_images(specimen.seed, [image_id], specimen.shape)
+    noise = to_device(normal_images(specimen.seed, [image_id], specimen.shape), device)
     if exposure.noise == "coloured":
         noise = colour_noise(noise, _noise_gain(specimen.shape))
     hole = specimen.hole(image_id)
     if hole is not None:
-        film = carbon_film(specimen.shape, hole, FILM_EDGE_A / exposure.pixel_size_A)
+        edge_px = FILM_EDGE_A / exposure.pixel_size_A
+        film = carbon_film(specimen.shape, hole, edge_px, array_namespace(noise))
         film *= np.float32(FILM_NOISE)
         film += np.float32(1)
         noise *= film
-    micrograph += noise[0]
+    return noise[0]
 
 
 @lru_cache(maxsize=N_READY)
@@ -159,30 +187,30 @@ def _noise_gain(shape: tuple[int, int]) -> Array:
     return np.asarray(noise_gain(shape))
 
 
-def _take(exposure: Exposure, image_id: int) -> Array:
+def _see(exposure: Exposure, image_id: int, lens: Lens, spectra: tuple[VolumeSpectrum, ...]) -> Any:
     """Make one micrograph without noise: what is thick is dark."""
     specimen = exposure.specimen
-    lens = exposure.lens(image_id)
     particles = specimen.particles([image_id])
-    seen = lens.see(_particle_field(exposure, particles, lens))
+    seen = lens.see(_particle_field(particles, lens, spectra))
     micrograph = seen * -np.float32(_contrast(exposure, seen, particles.place_px))
-    slope = ice_slope(specimen.shape, *specimen.ice_angles_deg(image_id))
+    angle_deg, phase_deg = specimen.ice_angles_deg(image_id)
+    slope = ice_slope(specimen.shape, angle_deg, phase_deg, array_namespace(seen))
     slope *= np.float32(exposure.ice)
     micrograph -= slope
     _add_surroundings(exposure, image_id, lens, micrograph)
     return micrograph
 
 
-def _particle_field(exposure: Exposure, particles: Particles, lens: Lens) -> Array:
+def _particle_field(particles: Particles, lens: Lens, spectra: tuple[VolumeSpectrum, ...]) -> Any:
     """Project the particles to where they are, in the unit of the volumes."""
-    field = lens.empty_field()
-    size_px = len(exposure.volumes[0])
+    field = lens.empty_field(array_namespace(spectra[0].cells))
+    size_px = spectra[0].plan.box_px
     corners = np.rint(particles.place_px).astype(np.int64)
     # A particle stands at minus its shift.
     shifts_px = corners - particles.place_px
     corners += lens.margin_px - size_px // 2
     matrices = rotation_matrices(particles.rotation_deg)
-    for index, spectrum in enumerate(prepare(exposure)):
+    for index, spectrum in enumerate(spectra):
         chosen = np.flatnonzero(particles.class_index == index)
         for start in range(0, len(chosen), AT_ONCE):
             some = chosen[start : start + AT_ONCE]
@@ -192,10 +220,11 @@ def _particle_field(exposure: Exposure, particles: Particles, lens: Lens) -> Arr
     return field
 
 
-def _contrast(exposure: Exposure, seen: Array, places_px: Array) -> float:
+def _contrast(exposure: Exposure, seen: Any, places_px: Array) -> float:
     """Return by what to multiply the particles for their SNR, where the noise has variance 1."""
     if exposure.snr_in == "particles":
-        seen = seen[within_discs(seen.shape, places_px, exposure.specimen.diameter_px)]
+        within = within_discs(seen.shape, places_px, exposure.specimen.diameter_px)
+        seen = seen[array_namespace(seen).asarray(within)]
     variance = float(seen.var(dtype=np.float64)) if seen.size else 0.0
     return float(np.sqrt(exposure.snr / variance)) if variance > 0 else 0.0
 
@@ -226,18 +255,19 @@ def within_discs(shape: tuple[int, ...], places_px: Array, diameter_px: float) -
     return within
 
 
-def _add_surroundings(exposure: Exposure, image_id: int, lens: Lens, micrograph: Array) -> None:
+def _add_surroundings(exposure: Exposure, image_id: int, lens: Lens, micrograph: Any) -> None:
     """Add the film and the crystals: they absorb, and the microscope shows edges and grain."""
-    specimen = exposure.specimen
+    specimen, xp = exposure.specimen, array_namespace(micrograph)
     hole, crystals = specimen.hole(image_id), specimen.crystals(image_id)
     if hole is None and not len(crystals):
         return
-    absorbing, scattering = lens.empty_field(), lens.empty_field()
+    absorbing, scattering = lens.empty_field(xp), lens.empty_field(xp)
     if hole is not None:
         moved = hole + np.array([lens.margin_px, lens.margin_px, 0.0])
-        film = carbon_film(absorbing.shape, moved, FILM_EDGE_A / exposure.pixel_size_A)
+        edge_px = FILM_EDGE_A / exposure.pixel_size_A
+        film = carbon_film(lens.field_shape, moved, edge_px, xp)
         rng = np.random.default_rng([specimen.seed, image_id, TEXTURE])
-        rng.standard_normal(dtype=np.float32, out=scattering)
+        scattering = xp.asarray(rng.standard_normal(lens.field_shape, np.float32))
         # In place: a field of a large micrograph takes longer to allocate than to fill.
         scattering *= np.float32(FILM_GRAIN)
         scattering += np.float32(FILM_STEP)
@@ -252,12 +282,13 @@ def _add_surroundings(exposure: Exposure, image_id: int, lens: Lens, micrograph:
     micrograph -= lens.see(scattering)
 
 
-def prepare(exposure: Exposure) -> tuple[VolumeSpectrum, ...]:
-    """Return the volumes ready to be projected; a process does the work once."""
+def prepare(exposure: Exposure, device: str) -> tuple[VolumeSpectrum, ...]:
+    """Return the volumes ready to be projected on a device; a process does the work once."""
     with _PREPARING:
-        return _prepare(exposure)
+        return _prepare(exposure, device)
 
 
 @lru_cache(maxsize=N_READY)
-def _prepare(exposure: Exposure) -> tuple[VolumeSpectrum, ...]:
-    return tuple(prepare_volume(volume, exposure.accuracy) for volume in exposure.volumes)
+def _prepare(exposure: Exposure, device: str) -> tuple[VolumeSpectrum, ...]:
+    volumes, accuracy = exposure.volumes, exposure.accuracy
+    return tuple(transform_volume(volume, accuracy, device) for volume in volumes)

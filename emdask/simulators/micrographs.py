@@ -10,11 +10,13 @@ import pandas as pd
 import xarray as xr
 from dask.base import tokenize
 
+from emdask.backend import check_device
 from emdask.checks import check_choice, check_integer, check_number, require
 from emdask.kernels.slices import ACCURACIES
 from emdask.lazy import read_images
+from emdask.placement import on_cards
 from emdask.simulators import ANGLES, NOISES, check_volumes
-from emdask.simulators.exposure import SNR_PLACES, Exposure, read_clean, read_noisy
+from emdask.simulators.exposure import DEVICES, SNR_PLACES, Exposure, read_clean, read_noisy
 from emdask.simulators.specimen import MOST_PARTICLES, Specimen, measure_diameter
 from emdask.simulators.truth import POSES, Views, draw_classes, draw_optics
 from emdask.stack import add_provenance, build_stack
@@ -50,6 +52,7 @@ def simulate_micrographs(
     seed: int = 0,
     pixel_size_A: float | None = None,
     accuracy: str = "normal",
+    device: str | None = None,
 ) -> tuple[xr.Dataset, pd.DataFrame]:
     """Simulate micrographs of particles, lazily, and tell where the particles are.
 
@@ -99,6 +102,8 @@ def simulate_micrographs(
         "white", or "coloured" as of `emdask.simulate`.
     seed
         Of the random numbers, at least 0.
+    device
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
 
     Returns
     -------
@@ -124,6 +129,7 @@ def simulate_micrographs(
     >>> made.images.shape, len(picks), picks.columns[2:4].tolist()
     ((2, 256, 256), 18, ['x_px', 'y_px'])
     """
+    device = check_device(device, WHAT, DEVICES)
     check_integer(WHAT, "n_micrographs", n_micrographs, 1)
     check_integer(WHAT, "seed", seed, 0, 2**63 - 1)
     check_number(WHAT, "snr", snr, 1e-9)
@@ -160,6 +166,7 @@ def simulate_micrographs(
         "ice": float(ice),
         "noise": noise,
         "accuracy": accuracy,
+        "device": device,
     }
     exposure = Exposure(token=tokenize(fields), **fields)
     ids = np.arange(int(n_micrographs))
@@ -278,7 +285,8 @@ def _stack(
     read: Any, exposure: Exposure, coords: Mapping[str, Any], attrs: Mapping[str, Any]
 ) -> xr.DataArray:
     shape = (len(coords["image_id"]), *exposure.specimen.shape)
-    images = read_images(read, exposure, shape=shape, dtype=np.float32, chunk=1, name=WHAT)
+    with on_cards(exposure.device):
+        images = read_images(read, exposure, shape=shape, dtype=np.float32, chunk=1, name=WHAT)
     return build_stack(images, coords, attrs)
 
 

@@ -194,7 +194,7 @@ def prepare(scene: Scene, device: str) -> Prepared:
 
 @lru_cache(maxsize=N_READY)
 def _prepare(scene: Scene, device: str) -> Prepared:
-    spectra = tuple(_transform_volume(volume, scene, device) for volume in scene.volumes)
+    spectra = tuple(transform_volume(volume, scene.accuracy, device) for volume in scene.volumes)
     scale = 1.0
     if scene.snr is not None:
         scale = float(np.sqrt(scene.snr / _signal_variance(scene, spectra, device)))
@@ -203,12 +203,12 @@ def _prepare(scene: Scene, device: str) -> Prepared:
     return Prepared(spectra=spectra, scale=scale, gain=gain)
 
 
-def _transform_volume(volume: Array, scene: Scene, device: str) -> VolumeSpectrum:
+def transform_volume(volume: Array, accuracy: str, device: str) -> VolumeSpectrum:
     """Transform a volume; what it becomes stays on the device."""
-    plan = GridPlan(box_px=len(volume), accuracy=scene.accuracy)
+    plan = GridPlan(box_px=len(volume), accuracy=accuracy)
     return run_on(
         device,
-        lambda: prepare_volume(to_device(volume, device), scene.accuracy),
+        lambda: prepare_volume(to_device(volume, device), accuracy),
         n_bytes=GRIDS_IN_USE * np.dtype(np.complex64).itemsize * prod(plan.shape),
         what=f"the transform of a volume of {len(volume)} voxels along each axis",
     )

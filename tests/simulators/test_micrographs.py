@@ -112,7 +112,7 @@ def test_a_micrograph_does_not_depend_on_how_many_there_are():
 
 
 def test_building_reads_and_projects_nothing(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(exposures, "prepare", lambda exposure: pytest.fail("computed"))
+    monkeypatch.setattr(exposures, "prepare", lambda exposure, device: pytest.fail("computed"))
     made, picks = make(50, size_px=4096, n_particles=40)
     assert made.images.shape == (50, 4096, 4096)
     assert len(picks) == 50 * 40
