@@ -25,6 +25,7 @@ __all__ = [
     "block_transform",
     "broadcast",
     "compiled",
+    "inlined",
     "keep_above",
     "lanes_at_most",
     "load",
@@ -71,6 +72,11 @@ def written_out(emitter: Callable[..., Any]) -> Callable[..., Any]:
 def compiled(function: F) -> F:
     """Compile when first called, without the interpreter's lock, and keep the code on disk."""
     return njit(nogil=True, cache=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+
+
+def inlined(function: F) -> F:
+    """Compile into each function that calls it: for what is called for each point of an array."""
+    return njit(nogil=True, error_model="numpy", forceinline=True)(function)  # type: ignore[no-any-return]
 
 
 def _register_operator(function: Callable[..., Any], emit: str) -> None:

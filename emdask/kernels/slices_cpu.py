@@ -17,6 +17,7 @@ from emdask.kernels.lanes_cpu import (
     N_LANES,
     broadcast,
     compiled,
+    inlined,
     load,
     multiply_add,
     pair_totals,
@@ -31,7 +32,7 @@ Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 
 # Points between the one at work and the one whose cells are asked for.
-AHEAD = 8
+AHEAD = 4
 
 
 class Layout(NamedTuple):
@@ -124,7 +125,7 @@ def _lay_out(plan: GridPlan, channels: int) -> tuple[Layout, Floats]:
     return layout, table.reshape(-1)
 
 
-@compiled
+@inlined
 def count_in_disc(n: int, ky: int) -> int:
     """How many kx from 0 on lie within the disc of a plane at ky."""
     kx = 0
@@ -133,7 +134,7 @@ def count_in_disc(n: int, ky: int) -> int:
     return kx
 
 
-@compiled
+@inlined
 def locate(kx: int, ky: int, matrix: Doubles, layout: Layout) -> Any:
     """Find the first cell that reaches a point, and how far the point lies from it.
 
@@ -160,7 +161,7 @@ def locate(kx: int, ky: int, matrix: Doubles, layout: Layout) -> Any:
     return is_mate, start, offset_z, offset_y, offset_x
 
 
-@compiled
+@inlined
 def weigh(table: Floats, at: int, layout: Layout, offset: float) -> Any:
     """Eight weights: polynomials of an offset, whose coefficients begin at a column."""
     step = (1 + layout.channels) * N_LANES
@@ -171,7 +172,7 @@ def weigh(table: Floats, at: int, layout: Layout, offset: float) -> Any:
     return value
 
 
-@compiled
+@inlined
 def ask_for(flat: Floats, kx: int, ky: int, matrix: Doubles, layout: Layout) -> None:
     """Bring the cells that reach a point nearer."""
     start = locate(kx, ky, matrix, layout)[1]
@@ -197,17 +198,18 @@ def read_planes(
     n = slices.shape[1]
     weights = np.empty(2 * N_LANES, np.float32)
     for view in range(len(slices)):
+        matrix = matrices[view]
         for row in range(n):
             ky = row - n if 2 * row >= n else row
             n_columns = count_in_disc(n, ky)
             for kx in range(n_columns):
                 if kx + AHEAD < n_columns:
-                    ask_for(flat, kx + AHEAD, ky, matrices[view], layout)
-                value = read_point(flat, kx, ky, matrices[view], layout, table, weights)
+                    ask_for(flat, kx + AHEAD, ky, matrix, layout)
+                value = read_point(flat, kx, ky, matrix, layout, table, weights)
                 slices[view, row, kx] = value * (phases_x[view, kx] * phases_y[view, row])
 
 
-@compiled
+@inlined
 def read_point(
     flat: Floats,
     kx: int,
@@ -232,7 +234,7 @@ def read_point(
     return np.conj(value) if is_mate else value
 
 
-@compiled
+@inlined
 def add_runs(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
     """Weighted sum of runs of four cells over z and y."""
     runs = broadcast(np.float32(0))
@@ -245,7 +247,7 @@ def add_runs(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
     return runs
 
 
-@compiled
+@inlined
 def add_runs_wide(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
     """Weighted sum of runs of eight cells over z and y: two vectors."""
     left, right = broadcast(np.float32(0)), broadcast(np.float32(0))
@@ -277,21 +279,22 @@ def add_planes(
     n = slices.shape[1]
     work = np.empty(5 * N_LANES, np.float32)
     for view in range(len(slices)):
+        matrix = matrices[view]
         for row in range(n):
             ky = row - n if 2 * row >= n else row
             n_columns = count_in_disc(n, ky)
             for kx in range(n_columns):
                 if kx + AHEAD < n_columns:
-                    ask_for(flat, kx + AHEAD, ky, matrices[view], layout)
+                    ask_for(flat, kx + AHEAD, ky, matrix, layout)
                 # Points at kx = 0 are there with their mates.
                 share = np.float32(0.5 if kx == 0 else 1.0)
                 phase = phases_x[view, kx] * phases_y[view, row]
                 value = share * slices[view, row, kx] * np.conj(phase)
                 weight = share * weights[view, row, kx]
-                add_point(flat, kx, ky, matrices[view], layout, table, work, value, weight)
+                add_point(flat, kx, ky, matrix, layout, table, work, value, weight)
 
 
-@compiled
+@inlined
 def add_point(
     flat: Floats,
     kx: int,
@@ -320,7 +323,7 @@ def add_point(
         add_to_runs(flat, start, layout, work, first, second)
 
 
-@compiled
+@inlined
 def add_to_runs(
     flat: Floats, start: int, layout: Layout, weights: Floats, first: Any, second: Any
 ) -> None:
@@ -334,7 +337,7 @@ def add_to_runs(
             store(flat, at, multiply_add(weight, second, load(flat, at)))
 
 
-@compiled
+@inlined
 def add_to_runs_wide(
     flat: Floats, start: int, layout: Layout, weights: Floats, first: Any, second: Any, third: Any
 ) -> None:
