@@ -25,6 +25,9 @@ __all__ = ["shell_weights", "solve_volume", "symmetrise"]
 Array = Any
 # At 1.5 cells a frequency, at 0.35 of the box from its centre: 0.2 % where cubic splines have 2 %.
 SPLINE_ORDER = 5
+# Cells with less than this share of their shell's mean weight are not refined: where few images
+# reach them, T on the grid is not accurate enough.
+LEAST_REFINED = 0.2
 
 
 def shell_weights(weights: Array, plan: GridPlan) -> Array:
@@ -82,19 +85,27 @@ def solve_volume(
     """
     xp = array_namespace(data)
     shells = xp.asarray(shell_numbers(plan.box_px, plan.grid_px))
-    prior = xp.asarray(prior, np.float32)
-    by_shell = xp.append(prior, prior[-1])[shells]
-    inverse = (shells <= plan.box_px // 2) / (weights + by_shell)
+    within = shells <= plan.box_px // 2
+    by_shell = _by_shell(xp.maximum(prior, np.finfo(np.float32).tiny), shells)
+    inverse = within / (weights + by_shell)
     volume = mask * _divide(data, inverse, plan)
     if n_refinements == 0:
         return volume
     target = data_to_volume(data, plan)
     response = _convolution(weights, plan) + by_shell * np.float32(_unit(plan))
+    least = _by_shell(LEAST_REFINED * shell_weights(weights, plan), shells)
+    inverse *= xp.square(weights) / (xp.square(weights) + xp.square(least) + ~within)
     for _ in range(n_refinements):
         rest = target - _convolve(volume, response, plan)
         step = mask * _divide(_to_grid(rest, plan), inverse, plan)
         volume += _length(rest, step, _convolve(step, response, plan)) * step
     return volume
+
+
+def _by_shell(values: Array, shells: Array) -> Array:
+    """Spread one value a shell over the grid; beyond Nyquist the last."""
+    xp = array_namespace(shells)
+    return xp.asarray(values, np.float32)[xp.minimum(shells, len(values) - 1)]
 
 
 def _length(rest: Array, step: Array, change: Array) -> Any:

@@ -110,13 +110,17 @@ def factor_group(matrices: Array) -> list[Array]:
     >>> [len(factor) for factor in factor_group(symmetry_matrices("I"))]
     [1, 1, 2, 4]
     """
-    products = np.einsum("aij,bjk->abik", matrices, matrices)
-    table = np.abs(products[:, :, None] - matrices).max(axis=(-2, -1)).argmin(axis=-1)
+    table = np.stack([_find(one @ matrices, matrices) for one in matrices])
     identity = int(np.abs(matrices - np.eye(3)).max(axis=(1, 2)).argmin())
     cycles = [_powers(table, element, identity) for element in range(len(matrices))]
     cycles = sorted((cycle for cycle in cycles if len(cycle) > 1), key=len)
     found = _factor(table, cycles, [identity])
     return [matrices[cycle[1:]] for cycle in found or []]
+
+
+def _find(products: Array, matrices: Array) -> Array:
+    """Positions of the nearest of the matrices."""
+    return np.asarray(np.abs(products[:, None] - matrices).max(axis=(-2, -1)).argmin(axis=-1))
 
 
 def _powers(table: Array, element: int, identity: int) -> list[int]:
