@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ from emdask.options import add_method_options, repeat_options, split_words, with
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-FAMILY = "emdask.denoisers"
-DEFAULT_METHOD = "bm3d"
+DENOISERS, RECONSTRUCTORS = "emdask.denoisers", "emdask.reconstructors"
+DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR = "bm3d", "direct_fourier"
 
 
 class _Group(TyperGroup):
@@ -27,7 +28,10 @@ class _Group(TyperGroup):
         """Load the methods' records for the command that runs, and not for ``emdask --help``."""
         name, command, rest = super().resolve_command(ctx, args)
         if name == "denoise":
-            command = denoise_command(named_method(rest))
+            command = method_command(denoise, DENOISERS, named_method(rest, DEFAULT_DENOISER))
+        if name == "reconstruct":
+            method = named_method(rest, DEFAULT_RECONSTRUCTOR)
+            command = method_command(reconstruct, RECONSTRUCTORS, method)
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -252,7 +256,7 @@ def denoise(
     out: Output,
     method: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
-    ] = DEFAULT_METHOD,
+    ] = DEFAULT_DENOISER,
     workers: Workers = None,
     scheduler: Scheduler = "",
     device: Device = None,
@@ -339,38 +343,45 @@ def denoise(
     )
 
 
-def _without_options(**arguments: Any) -> None:
-    denoise(**arguments)
-
-
-app.command("denoise")(with_signature(_without_options, denoise, {}))
-
-
-def named_method(words: list[str]) -> str:
+def named_method(words: list[str], default: str) -> str:
     """Return the method that the words of a command line name, before they are parsed.
 
     Examples
     --------
-    >>> named_method(["a.mrcs", "b.zarr", "--method", "ksvd"]), named_method(["--method=mean"])
-    ('ksvd', 'mean')
+    >>> named_method(["a.mrcs", "b.zarr", "--method", "ksvd"], "bm3d")
+    'ksvd'
+    >>> named_method(["--method=mean"], "bm3d"), named_method(["a.mrcs"], "bm3d")
+    ('mean', 'bm3d')
     """
     for word, following in zip(words, [*words[1:], ""], strict=True):
         if word == "--method":
             return following
         if word.startswith("--method="):
             return word.partition("=")[2]
-    return DEFAULT_METHOD
+    return default
 
 
-def denoise_command(method: str) -> Any:
-    """Build the command ``denoise`` with the options of all methods, and help on those of one."""
+def method_command(run: Callable[..., None], family: str, method: str) -> Any:
+    """Build a command with the options of all methods of a family, and help on those of one."""
     one = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
     )
-    one.command("denoise", context_settings=CONTEXT | UNDERSCORES)(
-        add_method_options(denoise, FAMILY, method)
+    one.command(run.__name__, context_settings=CONTEXT | UNDERSCORES)(
+        add_method_options(run, family, method)
     )
     return typer.main.get_command(one)
+
+
+def add_command(run: Callable[..., None]) -> None:
+    """Add a command for the list of commands, the options of methods left out."""
+
+    def without_options(**arguments: Any) -> None:
+        run(**arguments)
+
+    app.command(run.__name__)(with_signature(without_options, run, {}))
+
+
+add_command(denoise)
 
 
 @app.command()
@@ -710,6 +721,93 @@ def simulate(
         resume=resume,
         overwrite=overwrite,
     )
+
+
+def reconstruct(
+    inputs: Inputs,
+    out: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT",
+            help="The map: .mrc, .map or .zarr; OUT_half1 and OUT_half2 are written beside it.",
+            show_default=False,
+        ),
+    ],
+    symmetry: Annotated[
+        str,
+        typer.Option(
+            metavar="GROUP", help="Point group, oriented as RELION has it: C4, D7, T, O, I."
+        ),
+    ] = "C1",
+    half_maps: Annotated[
+        bool,
+        typer.Option(
+            help="Reconstruct each half of the images, too: those of rlnRandomSubset, else odd and "
+            "even ones.",
+        ),
+    ] = True,
+    mask: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE|auto|none",
+            help="For the resolution: a volume from 0 to 1, auto for one made from the map, or "
+            "none. The map itself is not masked.",
+        ),
+    ] = "auto",
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="MAP", help="Volume to compare the map with.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HTML",
+            help="Write a page of pictures, resolution and views.",
+            show_default=False,
+        ),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
+    ] = DEFAULT_RECONSTRUCTOR,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
+    overwrite: Overwrite = False,
+    images: Images = "",
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+    **parameters: Any,
+) -> None:
+    """Reconstruct a map from particle images whose poses are known, and say its resolution."""
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
+    from emdask.reconstruct_command import reconstruct_files
+
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind="particles",
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    reconstruct_files(
+        source,
+        out,
+        method=method,
+        parameters={"symmetry": symmetry, **parameters},
+        half_maps=half_maps,
+        mask=mask,
+        reference=reference,
+        report=report,
+        device=device,
+        bad_pixels=bad_pixels,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        overwrite=overwrite,
+    )
+
+
+add_command(reconstruct)
 
 
 def main() -> None:

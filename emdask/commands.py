@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from emdask import reconstructors
 from emdask.checks import require
 from emdask.console import (
     Stopwatch,
@@ -31,12 +32,22 @@ from emdask.io import (
     save_stack,
 )
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
-from emdask.method import Method, about, find_method, learns, list_methods, resolve_method
+from emdask.method import (
+    Method,
+    Reconstructor,
+    about,
+    find_method,
+    learns,
+    list_methods,
+    resolve_method,
+)
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
 MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
+# Command to the family of its methods.
+FAMILIES = {"denoise": FAMILY, "reconstruct": reconstructors.FAMILY}
 
 
 def show_info(source: Source) -> None:
@@ -152,27 +163,38 @@ def show_methods(name: str | None = None) -> None:
         Of one method; None for all.
     """
     if name is None:
-        records = {method: find_method(FAMILY, method) for method in list_methods(FAMILY)}
-        rows = [(method, *_method_cells(record)) for method, record in records.items()]
-        say_table(("method", "runs on", "learns", "what it does"), rows)
+        for number, (command, family) in enumerate(FAMILIES.items()):
+            if number:
+                say()
+            records = {method: find_method(family, method) for method in list_methods(family)}
+            rows = [(method, *_method_cells(record)) for method, record in records.items()]
+            header = (f"emdask {command} --method", "runs on", "learns", "what it does")
+            say_table(header, rows)
         say()
         say("emdask methods --method NAME shows the parameters of one.")
         return
-    record = find_method(FAMILY, name)
+    others = {n: command for command, family in FAMILIES.items() for n in list_methods(family)}
+    command = others.get(name, "denoise")
+    record = find_method(FAMILIES[command], name)
     say(about(record))
-    say(f"Runs on {', '.join(record.apply)}.")
+    say(f"Runs on {', '.join(_devices(record))}.")
     say()
     say_table(("parameter", "default", "unit", "meaning"), _parameter_rows(record))
     say()
-    say(f"emdask denoise IN OUT --method {name} --parameter VALUE, with - for _ in the name.")
+    say(f"emdask {command} IN OUT --method {name} --parameter VALUE, with - for _ in the name.")
 
 
-def _method_cells(record: Method) -> tuple[str, str, str]:
+def _method_cells(record: Method | Reconstructor) -> tuple[str, str, str]:
     """Devices, whether it learns, and what it does."""
-    return ", ".join(record.apply), "yes" if record.learn else "", about(record)
+    learns_first = isinstance(record, Method) and record.learn is not None
+    return ", ".join(_devices(record)), "yes" if learns_first else "", about(record)
 
 
-def _parameter_rows(method: Method) -> list[tuple[str, str, str, str]]:
+def _devices(record: Method | Reconstructor) -> Iterable[str]:
+    return record.apply if isinstance(record, Method) else record.insert
+
+
+def _parameter_rows(method: Method | Reconstructor) -> list[tuple[str, str, str, str]]:
     """Name, default, unit and meaning of each parameter."""
     return [
         (field.name, default_text(field), field.metadata.get("unit", ""), field.metadata["meaning"])

@@ -229,7 +229,7 @@ def learns(record: Method, params: Any) -> bool:
     return record.learn.wanted is None or record.learn.wanted(params)
 
 
-def about(record: Method) -> str:
+def about(record: Method | Reconstructor) -> str:
     """Return what a method does, in one line: the first of its file.
 
     Examples

@@ -21,7 +21,7 @@ VIEWS_A_CELL = 10
 BANDS = (6, 24)
 # Edges of a band are straight where it is drawn in one.
 LINES_A_BAND = 12
-RESOLUTIONS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0)
+RESOLUTIONS = (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
 TICK_DISTANCE = 0.06
 COLOUR_MAP = "viridis"
 

@@ -145,7 +145,16 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("info", "convert", "denoise", "simulate", "methods", "demo", "compare"):
+    for command in (
+        "info",
+        "convert",
+        "denoise",
+        "simulate",
+        "reconstruct",
+        "methods",
+        "demo",
+        "compare",
+    ):
         assert command in done.stdout
 
 

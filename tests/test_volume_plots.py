@@ -15,7 +15,7 @@ from emdask.volume_plots import (
     volume_pictures,
 )
 
-RESOLUTIONS_A = ["4", "5", "6", "8", "10", "12", "15", "20", "30", "60"]
+RESOLUTIONS_A = ["4", "5", "6", "7", "8", "10", "12", "15", "20", "30", "60"]
 
 
 def test_sections_and_projections_are_those_of_slow_loops(rng):
