@@ -120,8 +120,9 @@ def draw_shifts(shifts_A: Any, image_ids: Array, seed: int) -> Array:
     """
     if np.ndim(shifts_A) == 0:
         check_number(WHAT, "shifts_A", shifts_A, 0.0)
+        draws = uniform_draws(seed, image_ids, 2, stream=SHIFT)
         # Plus 0: no shift is not -0.
-        return np.asarray(shifts_A * (2 * uniform_draws(seed, image_ids, 2, stream=SHIFT) - 1) + 0.0)
+        return np.asarray(shifts_A * (2 * draws - 1) + 0.0)
     return np.asarray(per_image("shifts_A", shifts_A, (2,), image_ids), np.float64)
 
 
