@@ -118,6 +118,6 @@ def add_crystal(field: Any, x: float, y: float, radius_px: float, height: float,
     part = field[rows, columns]
     dy = np.arange(rows.start, rows.start + part.shape[0])[:, None] - y
     dx = np.arange(columns.start, columns.start + part.shape[1])[None, :] - x
-    rim = radius_px * (1 + 0.12 * np.cos(lobe * np.arctan2(dy, dx)))
+    rim = radius_px * (1 + 0.07 * np.cos(lobe * np.arctan2(dy, dx)))
     lump = height * np.sqrt(np.maximum(1 - (dx**2 + dy**2) / rim**2, 0))
     part += array_namespace(part).asarray(lump.astype(np.float32))

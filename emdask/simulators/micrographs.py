@@ -43,12 +43,12 @@ def simulate_micrographs(
     cone_deg: float = 10.0,
     view_deg: tuple[float, float] = (0.0, 0.0),
     ctf: Any = None,
+    proportions: Sequence[float] | None = None,
     ice: float = 1.0,
     carbon: float = 0.0,
     hole_A: float = 12_000.0,
     n_crystals: int | tuple[int, int] = 0,
     noise: str = "white",
-    proportions: Sequence[float] | None = None,
     seed: int = 0,
     pixel_size_A: float | None = None,
     accuracy: str = "normal",
@@ -85,7 +85,7 @@ def simulate_micrographs(
         overlap.
     crowding
         Share of the particles, 0 to 1, that is put next to others and not anywhere.
-    poses, cone_deg, view_deg, ctf, proportions, pixel_size_A, accuracy
+    poses, cone_deg, view_deg, ctf, proportions
         As of `emdask.simulate`; poses a word, and values of ``ctf`` one a micrograph.
     ice
         Grey levels, in standard deviations of the noise, by which the thickest ice is darker than
@@ -102,6 +102,8 @@ def simulate_micrographs(
         "white", or "coloured" as of `emdask.simulate`.
     seed
         Of the random numbers, at least 0.
+    pixel_size_A, accuracy
+        As of `emdask.simulate`.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
 
