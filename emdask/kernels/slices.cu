@@ -24,9 +24,11 @@ struct View {
   __device__ __forceinline__ float fine(int axis, int i) const { return numbers[6 + 3 * axis + i]; }
   __device__ __forceinline__ float whole(int axis, int i) const { return coarse(axis, i) + fine(axis, i); }
   __device__ __forceinline__ float normal(int i) const { return numbers[12 + i]; }
+  // Of the x axis; large where that is next to nothing.
+  __device__ __forceinline__ float inverse(int i) const { return numbers[15 + i]; }
 };
 
-constexpr int VIEW_FLOATS = 15;
+constexpr int VIEW_FLOATS = 18;
 
 // Signed frequency of a row of `numpy.fft.rfft2`.
 __device__ __forceinline__ int frequency(int row, int side) { return row < (side + 1) / 2 ? row : row - side; }
@@ -184,11 +186,31 @@ __device__ __forceinline__ float corner_along(float x, float y, float z, float h
   return half * (fabsf(x) + fabsf(y) + fabsf(z));
 }
 
+// A box of cells: its middle, and how far it reaches from there along each axis.
+struct Box {
+  float centre[3], reach[3];
+
+  // Whether part of it lies in a ball about frequency 0.
+  __device__ __forceinline__ bool meets_ball(float radius) const {
+    float square = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+      const float away = fmaxf(fabsf(centre[i]) - reach[i], 0.0f);
+      square = fmaf(away, away, square);
+    }
+    return square <= radius * radius;
+  }
+};
+
 // Whether a plane comes so near to a box that one of its points may reach a cell in it.
-__device__ __forceinline__ bool may_reach(View view, float half, const float (&centre)[3], float x, float y, float z) {
-  const float nx = view.normal(0), ny = view.normal(1), nz = view.normal(2);
-  const float away = fmaf(nx, centre[0], fmaf(ny, centre[1], nz * centre[2]));
-  return fabsf(away) <= corner_along(nx, ny, nz, half) + fabsf(nx) * x + fabsf(ny) * y + fabsf(nz) * z + SLACK;
+__device__ __forceinline__ bool may_reach(View view, float half, const Box& box) {
+  float away = 0.0f, reach = SLACK;
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    away = fmaf(view.normal(i), box.centre[i], away);
+    reach = fmaf(fabsf(view.normal(i)), box.reach[i] + half, reach);
+  }
+  return fabsf(away) <= reach;
 }
 
 // Points of one image, (side, side / 2 + 1): value and weight, without phase and outside of the disc 0.
@@ -228,7 +250,7 @@ __device__ __forceinline__ void collect(View view, const Points& points, const K
   for (int i = 0; i < 3; i++) {
     a[i] = view.whole(0, i);
     b[i] = view.whole(1, i);
-    inverse[i] = 1.0f / (fabsf(a[i]) < 1e-6f ? 1e-6f : a[i]);
+    inverse[i] = view.inverse(i);
     const float exact = fmaf(-near_u, view.coarse(0, i), fmaf(-near_v, view.coarse(1, i), cell[i]));
     rest[i] = exact - fmaf(near_u, view.fine(0, i), near_v * view.fine(1, i));
   }
@@ -287,7 +309,7 @@ __device__ __forceinline__ int list_images(bool reaches, int image, int* list, i
 // Slices. Grid: (columns, rows, images), blocks of (8, any) threads; shared memory: the polynomials.
 //   cells         (.., .., row): the oversampled transform, of which `middle` is frequency 0
 //   polynomials   (degree + 1, WIDTH): see `find_weights`
-//   views         (n, 15): coarse and fine parts of the axes, normal
+//   views         (n, 18): see `View`
 //   shifts        (n, 2): turns a step of frequency along x and y
 //   slices        (n, side, side / 2 + 1): as `numpy.fft.rfft2` has them
 #define SLICE(NAME, WIDTH)                                                                               \
@@ -360,47 +382,46 @@ insert_points(const float4* points, int n_images, int side, const float* views, 
   __shared__ int list[THREADS];
   __shared__ int counts[THREADS / LANES];
   const int lane = threadIdx.x, warp = threadIdx.y, thread = warp * LANES + lane;
+  const int tile[3] = {TILE_X, TILE_Y, TILE_Z}, origin[3] = {x0, y0, z0};
   const int corner[3] = {static_cast<int>(blockIdx.x) * TILE_X, static_cast<int>(blockIdx.y) * TILE_Y,
                          static_cast<int>(blockIdx.z) * TILE_Z};
   const int part[3] = {warp % 2 * TILE_X / 2, warp / 2 % 2 * TILE_Y / 2, warp / 4 * TILE_Z / 2};
   const int place[3] = {corner[0] + part[0] + lane % 4, corner[1] + part[1] + lane / 4 % 4,
                         corner[2] + part[2] + lane / 16};
-  const int origin[3] = {x0, y0, z0};
-  float block_centre[3], warp_centre[3], cell[3];
-  const float size[3] = {TILE_X, TILE_Y, TILE_Z};
+  Box block, own, cell;
 #pragma unroll
   for (int i = 0; i < 3; i++) {
-    block_centre[i] = static_cast<float>(corner[i] - origin[i]) + 0.5f * (size[i] - 1.0f);
-    warp_centre[i] = static_cast<float>(corner[i] + part[i] - origin[i]) + 0.5f * (0.5f * size[i] - 1.0f);
-    cell[i] = static_cast<float>(place[i] - origin[i]);
+    block.reach[i] = 0.5f * static_cast<float>(tile[i] - 1);
+    own.reach[i] = 0.5f * static_cast<float>(tile[i] / 2 - 1);
+    cell.reach[i] = 0.0f;
+    block.centre[i] = static_cast<float>(corner[i] - origin[i]) + block.reach[i];
+    own.centre[i] = static_cast<float>(corner[i] + part[i] - origin[i]) + own.reach[i];
+    cell.centre[i] = static_cast<float>(place[i] - origin[i]);
   }
-  const bool inside = place[0] < width && place[1] < height && place[2] < depth;
+  const float radius = 0.5f * static_cast<float>(side) * rsqrtf(per_cell) + 1.7321f * half + SLACK;
+  if (!block.meets_ball(radius)) return;
+  const bool alive = place[0] < width && place[1] < height && place[2] < depth && cell.meets_ball(radius);
   const long long at = 3 * ((static_cast<long long>(place[2]) * height + place[1]) * width + place[0]);
   Kernel kernel;
   kernel.half = half;
   kernel.scale = 1.0f / half;
 #pragma unroll
   for (int power = 0; power <= DEGREE; power++) kernel.numbers[power] = numbers[power];
-  float own[3] = {0.0f, 0.0f, 0.0f};
-  if (inside)
-    for (int i = 0; i < 3; i++) own[i] = sums[at + i];
+  float total[3] = {0.0f, 0.0f, 0.0f};
+  if (alive)
+    for (int i = 0; i < 3; i++) total[i] = sums[at + i];
   for (int start = 0; start < n_images; start += THREADS) {
     const int image = start + thread;
-    const bool near = image < n_images &&
-                      may_reach({views + image * VIEW_FLOATS}, half, block_centre, 0.5f * (TILE_X - 1),
-                                0.5f * (TILE_Y - 1), 0.5f * (TILE_Z - 1));
+    const bool near = image < n_images && may_reach({views + image * VIEW_FLOATS}, half, block);
     const int n_near = list_images(near, image, list, counts);
     for (int i = 0; i < n_near; i++) {
       const View view = {views + list[i] * VIEW_FLOATS};
-      if (!may_reach(view, half, warp_centre, 0.5f * (TILE_X / 2 - 1), 0.5f * (TILE_Y / 2 - 1),
-                     0.5f * (TILE_Z / 2 - 1)))
-        continue;
-      const Points own_points = {points + static_cast<long long>(list[i]) * side * (side / 2 + 1), side};
-      if (inside && may_reach(view, half, cell, 0.0f, 0.0f, 0.0f))
-        collect(view, own_points, kernel, per_cell, cell, own);
+      if (!may_reach(view, half, own) || !alive || !may_reach(view, half, cell)) continue;
+      const Points found = {points + static_cast<long long>(list[i]) * side * (side / 2 + 1), side};
+      collect(view, found, kernel, per_cell, cell.centre, total);
     }
   }
-  if (inside)
-    for (int i = 0; i < 3; i++) sums[at + i] = own[i];
+  if (alive)
+    for (int i = 0; i < 3; i++) sums[at + i] = total[i];
 }
 #endif

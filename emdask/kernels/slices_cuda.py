@@ -45,6 +45,8 @@ DEGREE = 10
 # Bits after the point of the coarse parts of axes: products with frequencies of up to 11 bits, and
 # the sums of two such, are exact in float32.
 COARSE_BITS = 12
+# Cells a frequency along an axis of the grid that count as none.
+LEAST_SLOPE = 1e-6
 
 
 def slice_views(cells: Array, plan: GridPlan, matrices: Doubles, shifts_px: Doubles) -> Array:
@@ -134,7 +136,8 @@ def _upload_views(plan: GridPlan, matrices: Doubles, shifts_px: Doubles) -> tupl
 
     axes = plan.scale * matrices[:, :2].reshape(-1, 6)
     coarse = np.ldexp(np.rint(np.ldexp(axes, COARSE_BITS)), -COARSE_BITS)
-    views = np.concatenate([coarse, axes - coarse, matrices[:, 2]], axis=1)
+    inverse = 1 / np.where(abs(axes[:, :3]) < LEAST_SLOPE, LEAST_SLOPE, axes[:, :3])
+    views = np.concatenate([coarse, axes - coarse, matrices[:, 2], inverse], axis=1)
     return (
         cupy.asarray(views, np.float32),
         cupy.asarray(shifts_px / plan.box_px, np.float32),
