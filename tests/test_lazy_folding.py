@@ -1,6 +1,10 @@
 """Large sums: one pass in chains, the same for any chunks, a bounded number of them alive."""
 
+import logging
+import os
+import signal
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
-from dask.distributed import Client
+from distributed import Client, LocalCluster
 
 from emdask import lazy
 from emdask.errors import StackError
@@ -119,3 +123,37 @@ def test_on_a_cluster() -> None:
     with Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0"):
         result = fold(array, np.ones(16)).compute()
     np.testing.assert_allclose(result.total, images.sum(axis=0), rtol=1e-4, atol=1e-4)
+
+
+def insert_slowly(sums: Any, images: Any, params: Total, *, half: Any, optics: Any) -> Any:
+    """Take a while, so that there is time to die."""
+    time.sleep(0.1)
+    return np.array([images.sum(), 1.0]) + (0 if sums is None else sums)
+
+
+def label(sums: Any, params: Total) -> xr.Dataset:
+    return xr.Dataset({"total": sums[0], "n_calls": sums[1]})
+
+
+def test_what_a_dead_worker_held_is_added_up_anew() -> None:
+    record = Reconstructor(
+        params=Total, insert={"cpu": insert_slowly}, combine=np.add, finalize=label
+    )
+    images = da.ones((80, 8, 8), chunks=(1, 8, 8), dtype=np.float32)
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        options: dict[str, Any] = {"name": "total", "device": "cpu", "along": {"half": np.ones(80)}}
+        future = client.compute(lazy.fold_images(images, record, Total(), **options))
+        time.sleep(1.5)
+        assert not future.done()
+        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+        result = future.result(timeout=60)
+    assert float(result.total) == 80 * 64
+    assert int(result.n_calls) == 40
