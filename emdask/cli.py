@@ -482,6 +482,7 @@ def compare(
 
 VOLUME_PANEL = "Volumes"
 CTF_PANEL = "CTF"
+MICROGRAPH_PANEL = "Micrographs"
 
 
 @app.command(context_settings=CONTEXT | UNDERSCORES)
@@ -496,7 +497,15 @@ def simulate(
         ),
     ],
     out: Output,
-    n_images: Annotated[int, typer.Option(metavar="N", help="Number of images.", min=1)] = 1000,
+    n_images: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of images (default: 1000, of micrographs 10).",
+            min=1,
+            show_default=False,
+        ),
+    ] = None,
     snr: Annotated[
         str,
         typer.Option(
@@ -564,8 +573,8 @@ def simulate(
         int | None,
         typer.Option(
             metavar="N",
-            help="Edge of the images: for structures (default: as small as they can turn in) and "
-            "phantom (default: 128).",
+            help="Edge of the images: for structures (default: half as much again as they need to "
+            "turn) and phantom (default: 128).",
             rich_help_panel=VOLUME_PANEL,
             show_default=False,
         ),
@@ -666,19 +675,103 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    micrographs: Annotated[
+        bool,
+        typer.Option(
+            "--micrographs",
+            help="Make micrographs; where the particles are is written to OUT_picks.star.",
+            rich_help_panel=MICROGRAPH_PANEL,
+        ),
+    ] = False,
+    size_px: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|HEIGHT:WIDTH",
+            help="Edges of a micrograph (default: 4096).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    n_particles: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LOW:HIGH",
+            help="In a micrograph (default: as many as cover a seventh of it).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    min_distance_A: Annotated[
+        float | None,
+        typer.Option(
+            "--min-distance-A",
+            metavar="FLOAT",
+            help="Between centres of particles, Å (default: their diameter).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    crowding: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Share of the particles that is put next to others, 0 to 1 (default: 0).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    ice: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="How much darker the thickest ice is than the thinnest; noise is 1 (default: 1).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    carbon: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FLOAT",
+            help="Share of the micrographs that show the carbon film, 0 to 1 (default: 0).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    n_crystals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|LOW:HIGH",
+            help="Lumps of ice and dirt in a micrograph (default: 0).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    snr_in: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORD",
+            help="Where SNR is measured: frame, or particles, the discs of their diameter "
+            "(default: frame).",
+            rich_help_panel=MICROGRAPH_PANEL,
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    """Make particle images of volumes whose truth is known: X = CTF * (P V) + N.
+    """Make images of volumes whose truth is known: X = CTF * (P V) + N.
 
     Poses, shifts, classes and defocus are written with the images. Image i of a seed is the same
     however many are made.
     """
     from emdask.jobs import Workers as Where
-    from emdask.simulate_command import (
+    from emdask.simulate_command import simulate_files
+    from emdask.simulate_options import (
         Subjects,
         build_ctf,
+        build_frame,
+        parse_integers,
         parse_numbers,
         parse_snr,
-        simulate_files,
     )
 
     subjects = Subjects(
@@ -698,11 +791,22 @@ def simulate(
         "spherical_aberration_mm": spherical_aberration_mm,
         "amplitude_contrast": amplitude_contrast,
     }
+    frame = {
+        "size_px": parse_integers("--size-px", size_px),
+        "n_particles": parse_integers("--n-particles", n_particles),
+        "min_distance_A": min_distance_A,
+        "crowding": crowding,
+        "ice": ice,
+        "carbon": carbon,
+        "n_crystals": parse_integers("--n-crystals", n_crystals),
+        "snr_in": snr_in,
+    }
     simulate_files(
         subjects,
         out,
+        n_images=n_images,
+        frame=build_frame(micrographs, frame, shift_A),
         parameters={
-            "n_images": n_images,
             "snr": parse_snr(snr),
             "poses": poses,
             "cone_deg": cone_deg,

@@ -1,257 +1,53 @@
-"""``emdask simulate``: images of volumes, structures or phantoms, written with all that is true."""
+"""``emdask simulate``: particle images or micrographs, written with all that is true of them."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import xarray as xr
 
 from emdask.checks import require, sentence
 from emdask.console import Stopwatch, count_text, follow_images, rate_text, say
-from emdask.errors import ParameterError
-from emdask.io import check_target, open_volume, save_stack
+from emdask.io import check_target, save_stack
+from emdask.io.star_text import format_star
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Workers, check_picture_path
-from emdask.phantoms import phantom
+from emdask.simulate_options import Subjects
 from emdask.simulators import simulate
+from emdask.simulators.micrographs import simulate_micrographs
 from emdask.simulators.scene import DEVICES
-from emdask.structures import volume_from_structure
 
-PHANTOM = "phantom"
-STRUCTURE = re.compile(r"\.(pdb|ent|cif|mmcif)(\.gz)?$", re.IGNORECASE)
-PHANTOM_BOX_PX = 128
-PHANTOM_PIXEL_A = 2.0
-# Of the box: the farthest blob, so that the particle stays in the image wherever it is shifted to.
-PHANTOM_RADIUS = 0.27
-PHANTOM_WIDTHS_PX = (2.0, 4.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subjects:
-    """What images are made of.
-
-    Parameters
-    ----------
-    words
-        Maps, PDB or mmCIF files, or the word "phantom", one a class.
-    pixel_size_A
-        Edge of a voxel in Å; None for what the maps say.
-    box_px
-        Edge of the volumes of structures and phantoms; None for the least that holds them.
-    resolution_A
-        Resolution of the volumes of structures in Å.
-    chains
-        Chains of the structures to take, as "A,B"; None for all.
-    density
-        Of structures, as of `emdask.volume_from_structure`.
-    seed
-        Of the phantoms, of which each has its own.
-    """
-
-    words: Sequence[str]
-    pixel_size_A: float | None = None
-    box_px: int | None = None
-    resolution_A: float | None = None
-    chains: str | None = None
-    density: str | None = None
-    seed: int = 0
-
-    def open(self) -> list[xr.DataArray]:
-        """Return the volumes.
-
-        Raises
-        ------
-        ParameterError
-            If an option is missing, or says something of none of them.
-        """
-        structures = [word for word in self.words if is_structure(word)]
-        made = [word for word in self.words if word == PHANTOM or word in structures]
-        for name in ("resolution_A", "chains", "density"):
-            self._refuse(name, structures, "goes with structures (.pdb, .cif)")
-        self._refuse("box_px", made, f"goes with structures and {PHANTOM}; a map has its own")
-        for name in ("pixel_size_A", "resolution_A") if structures else ():
-            given = getattr(self, name) is not None
-            require(given, structures[0], f"a structure needs {option_name(name)}")
-        volumes = [self._open(word, i, self.box_px) for i, word in enumerate(self.words)]
-        if len(structures) > 1 and self.box_px is None:
-            # The least box of each; classes must have one.
-            box_px = max(volume.shape[0] for volume in volumes)
-            volumes = [
-                self._open(word, i, box_px) if word in structures else volume
-                for i, (word, volume) in enumerate(zip(self.words, volumes, strict=True))
-            ]
-        return volumes
-
-    def _refuse(self, name: str, theirs: Sequence[str], rule: str) -> None:
-        value = getattr(self, name)
-        require(bool(theirs) or value is None, option_name(name), rule, value)
-
-    def _open(self, word: str, number: int, box_px: int | None) -> xr.DataArray:
-        if word == PHANTOM:
-            return make_phantom(self.seed + number, box_px, self.pixel_size_A)
-        if not is_structure(word):
-            return open_volume(word, pixel_size_A=self.pixel_size_A)
-        options: dict[str, Any] = {"chains": self.chains, "density": self.density}
-        return volume_from_structure(
-            word,
-            pixel_size_A=self.pixel_size_A,  # type: ignore[arg-type]
-            resolution_A=self.resolution_A,  # type: ignore[arg-type]
-            box_px=box_px,
-            **{name: value for name, value in options.items() if value is not None},
-        )
-
-
-def is_structure(word: str) -> bool:
-    """Tell by its name whether a file is a structure.
-
-    Examples
-    --------
-    >>> is_structure("4xyz.cif.gz"), is_structure("map.mrc")
-    (True, False)
-    """
-    return STRUCTURE.search(word) is not None
-
-
-def make_phantom(seed: int, box_px: int | None, pixel_size_A: float | None) -> xr.DataArray:
-    """Make a phantom that fills half of its box.
-
-    Parameters
-    ----------
-    seed
-        Of the random numbers.
-    box_px
-        Edge of the volume; None for 128.
-    pixel_size_A
-        Edge of a voxel in Å; None for 2.
-
-    Returns
-    -------
-    xarray.DataArray, dims (z, y, x)
-
-    Examples
-    --------
-    >>> make_phantom(0, 32, None).attrs["pixel_size_A"]
-    2.0
-    """
-    pixel_A = PHANTOM_PIXEL_A if pixel_size_A is None else pixel_size_A
-    box_px = PHANTOM_BOX_PX if box_px is None else box_px
-    low_px, high_px = PHANTOM_WIDTHS_PX
-    particle = phantom(
-        radius_A=PHANTOM_RADIUS * box_px * pixel_A,
-        width_A=(low_px * pixel_A, high_px * pixel_A),
-        seed=seed,
-    )
-    return particle.volume(box_px, pixel_A)
-
-
-def option_name(name: str) -> str:
-    """Write the name of a parameter as that of its option.
-
-    Examples
-    --------
-    >>> option_name("pixel_size_A")
-    '--pixel-size-A'
-    """
-    return f"--{name.replace('_', '-')}"
-
-
-def parse_range(option: str, text: str) -> float | tuple[float, float]:
-    """Turn "LOW:HIGH" into a range, and a number into itself.
-
-    Examples
-    --------
-    >>> parse_range("--defocus-A", "8000:12000"), parse_range("--defocus-A", "1e4")
-    ((8000.0, 12000.0), 10000.0)
-    """
-    words = text.split(":")
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        numbers = []
-    ok = len(numbers) in (1, 2) and all(math.isfinite(number) for number in numbers)
-    rule = "must be a number, or a range LOW:HIGH"
-    require(ok and numbers[0] <= numbers[-1], option, rule, text)
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
-
-
-def build_ctf(defocus_A: Sequence[str], others: Mapping[str, str | None]) -> Any:
-    """Build what `emdask.simulate` takes as ``ctf``.
-
-    Parameters
-    ----------
-    defocus_A
-        Texts of numbers or ranges, one an optics group; none for no CTF.
-    others
-        What all groups share: name to text, None where the default is to be taken.
-
-    Returns
-    -------
-    None, dict or list of dict
-
-    Examples
-    --------
-    >>> build_ctf(["1e4:2e4"], {"voltage_kV": "200", "astigmatism_A": None})
-    {'defocus_A': (10000.0, 20000.0), 'voltage_kV': 200.0}
-    """
-    given = {name: text for name, text in others.items() if text is not None}
-    for name in given:
-        rule = "goes with --defocus-A; without it there is no CTF"
-        require(bool(defocus_A), option_name(name), rule, given[name])
-    shared = {name: parse_range(option_name(name), text) for name, text in given.items()}
-    groups = [{"defocus_A": parse_range("--defocus-A", text), **shared} for text in defocus_A]
-    return groups if len(groups) > 1 else groups[0] if groups else None
-
-
-def parse_numbers(option: str, text: str | None, separator: str) -> tuple[float, ...] | None:
-    """Turn numbers with a separator between them into a tuple; None into None.
-
-    Examples
-    --------
-    >>> parse_numbers("--proportions", "2,1", ",")
-    (2.0, 1.0)
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(float(word) for word in text.split(separator))
-    except ValueError:
-        rule = f"must be numbers with {separator} between them"
-        raise ParameterError(sentence(option, rule, text)) from None
-
-
-def parse_snr(text: str) -> float | None:
-    """Turn a number into itself, and "none" into None.
-
-    Examples
-    --------
-    >>> parse_snr("0.1"), parse_snr("none")
-    (0.1, None)
-    """
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        rule = "must be a number, or none for no noise"
-        raise ParameterError(sentence("--snr", rule, text)) from None
+N_PARTICLE_IMAGES = 1000
+N_MICROGRAPHS = 10
+# Columns of the picks, as RELION names them.
+PICK_LABELS = {
+    "micrograph": "rlnMicrographName",
+    "x_px": "rlnCoordinateX",
+    "y_px": "rlnCoordinateY",
+    "class_id": "rlnClassNumber",
+    "rot_deg": "rlnAngleRot",
+    "tilt_deg": "rlnAngleTilt",
+    "psi_deg": "rlnAnglePsi",
+}
 
 
 def simulate_files(
     subjects: Subjects,
     out: str,
     *,
+    n_images: int | None,
     parameters: Mapping[str, Any],
+    frame: Mapping[str, Any] | None,
     clean: str | None,
     preview: Path | None,
     workers: Workers,
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Simulate particle images into files.
+    """Simulate particle images, or micrographs and their picks, into files.
 
     Parameters
     ----------
@@ -259,8 +55,12 @@ def simulate_files(
         What the images are made of.
     out
         Target of the images; its ending says the format.
+    n_images
+        Of either kind; None for 1000 particle images or 10 micrographs.
     parameters
-        Of `emdask.simulate`, but for the volumes.
+        Of `emdask.simulate` and `emdask.simulate_micrographs`.
+    frame
+        What else the latter takes; None for particle images.
     clean
         Target of the images without noise; None for none.
     preview
@@ -271,32 +71,87 @@ def simulate_files(
         As of `emdask.save_stack`.
     """
     check_picture_path(preview, PREVIEW_SUFFIXES)
-    made = simulate(subjects.open(), **parameters)
+    made, picks = _make(subjects, n_images, parameters, frame)
     targets = {out: made.images} | ({} if clean is None else {clean: made.clean})
     different = clean is None or Path(clean).absolute() != Path(out).absolute()
     require(different, "--clean", "must be another place than OUT", clean)
     for path, stack in targets.items():
         check_target(stack, path, resume=resume, overwrite=overwrite)
-    n_images = made.sizes["image"]
+    picks_path = name_picks(Path(out))
+    if picks is not None and picks_path.exists() and not (overwrite or resume):
+        remedy = "Name another OUT, or replace both by --overwrite."
+        raise FileExistsError(sentence(str(picks_path), "exists already", remedy=remedy))
     with workers.connect(DEVICES, parameters["device"]) as client:
         for path, stack in targets.items():
-            watch = Stopwatch()
-            verb = "simulate" if path == out else "simulate, clean"
-            with follow_images(verb, n_images, client.dashboard_link) as on_progress:
-                written = save_stack(
-                    stack, path, resume=resume, overwrite=overwrite, on_progress=on_progress
-                )
-            what = f"{count_text(n_images)} of {_size_text(stack)}"
-            what += "" if path == out else ", without noise"
-            say(f"{what} ({rate_text(n_images, watch.seconds)}) -> {written}")
+            _save(stack, path, path == clean, client.dashboard_link, resume, overwrite)
+    if picks is not None:
+        write_picks(picks, picks_path)
+        say(f"picks of {len(picks):,} particles -> {picks_path}")
     if preview is not None:
         save_simulated(made, preview, f"{', '.join(subjects.words)}, {_noise_text(parameters)}")
         say(f"picture -> {preview}")
 
 
-def _size_text(stack: xr.DataArray) -> str:
-    _, h, w = stack.shape
-    return f"{w} x {h} pixels of {stack.attrs['pixel_size_A']:g} Å"
+def _make(
+    subjects: Subjects,
+    n_images: int | None,
+    parameters: Mapping[str, Any],
+    frame: Mapping[str, Any] | None,
+) -> tuple[xr.Dataset, pd.DataFrame | None]:
+    """Describe the images, and list the particles of micrographs."""
+    if frame is None:
+        n_images = N_PARTICLE_IMAGES if n_images is None else n_images
+        return simulate(subjects.open(), n_images, **parameters), None
+    n_images = N_MICROGRAPHS if n_images is None else n_images
+    shared = {name: value for name, value in parameters.items() if name != "shifts_A"}
+    return simulate_micrographs(subjects.open(), n_images, **shared, **frame)
+
+
+def _save(
+    stack: xr.DataArray,
+    path: str,
+    is_clean: bool,
+    dashboard: str | None,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    n_images, h, w = stack.shape
+    watch = Stopwatch()
+    with follow_images("clean" if is_clean else "simulate", n_images, dashboard) as on_progress:
+        written = save_stack(
+            stack, path, resume=resume, overwrite=overwrite, on_progress=on_progress
+        )
+    what = f"{count_text(n_images)} of {w} x {h} pixels of {stack.attrs['pixel_size_A']:g} Å"
+    what += ", without noise" if is_clean else ""
+    say(f"{what} ({rate_text(n_images, watch.seconds)}) -> {written}")
+
+
+def name_picks(out: Path) -> Path:
+    """Return where the picks of micrographs go: beside them.
+
+    Examples
+    --------
+    >>> str(name_picks(Path("made/micrographs.zarr")))
+    'made/micrographs_picks.star'
+    """
+    return out.with_name(f"{out.stem}_picks.star")
+
+
+def write_picks(picks: pd.DataFrame, path: Path) -> None:
+    """Write a STAR file of particles in micrographs, whole or not at all.
+
+    Parameters
+    ----------
+    picks
+        What `emdask.simulate_micrographs` returned.
+    path
+        An existing file is replaced.
+    """
+    table = {label: picks[name].to_numpy() for name, label in PICK_LABELS.items()}
+    draft = path.with_name(f"{path.name}.partial")
+    with draft.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(format_star({"particles": table}))
+    os.replace(draft, path)
 
 
 def _noise_text(parameters: Mapping[str, Any]) -> str:
@@ -304,12 +159,12 @@ def _noise_text(parameters: Mapping[str, Any]) -> str:
 
 
 def save_simulated(made: xr.Dataset, picture: Path, title: str) -> None:
-    """Draw the first images with noise and without.
+    """Draw some particle images, or one micrograph, with noise and without.
 
     Parameters
     ----------
     made
-        What `emdask.simulate` returned.
+        What `emdask.simulate` or `emdask.simulate_micrographs` returned.
     picture
         The file.
     title
@@ -317,7 +172,8 @@ def save_simulated(made: xr.Dataset, picture: Path, title: str) -> None:
     """
     from emdask.plots import draw_images, save_figure
 
-    first = made.isel(image=slice(IMAGES_SHOWN))
+    is_micrograph = made.images.attrs["kind"] == "micrographs"
+    first = made.isel(image=slice(1 if is_micrograph else IMAGES_SHOWN))
     pictures = {"images": first.images.values, "without noise": first.clean.values}
     pixel_size_A = made.images.attrs["pixel_size_A"]
     save_figure(draw_images(pictures, pixel_size_A=pixel_size_A, title=title), picture)

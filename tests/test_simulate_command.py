@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 
 from emdask.cli import app, resume_hint
 from emdask.io import open_stack, save_volume
+from emdask.io.star_text import parse_star
 from emdask.phantoms import phantom
-from emdask.simulate_command import build_ctf, make_phantom, parse_range
+from emdask.simulate_command import PICK_LABELS
+from emdask.simulate_options import build_ctf, make_phantom, parse_range
 from emdask.simulators import simulate
+from emdask.simulators.micrographs import simulate_micrographs
 from emdask.structures import volume_from_structure
 
 # Two atoms of carbon and one of nitrogen, 10 Å apart.
@@ -121,9 +124,12 @@ def test_structures_have_the_box_that_all_of_them_need(tmp_path):
     options = {"pixel_size_A": 2.0, "resolution_A": 5.0, "density": "gaussian"}
     boxes = [volume_from_structure(path, **options).shape[0] for path in files]
     assert boxes[0] > boxes[1]
-    volumes = [volume_from_structure(path, box_px=boxes[0], **options) for path in files]
+    made = open_stack(tmp_path / "o.zarr")
+    # Half as much again as the larger one needs, and fast to transform.
+    assert 1.5 * boxes[0] <= made.shape[1] <= 1.7 * boxes[0]
+    volumes = [volume_from_structure(path, box_px=made.shape[1], **options) for path in files]
     expected = simulate(volumes, 4, snr=None).images
-    np.testing.assert_array_equal(open_stack(tmp_path / "o.zarr").values, expected.values)
+    np.testing.assert_array_equal(made.values, expected.values)
 
 
 def test_chains_and_box_of_a_structure(tmp_path):
@@ -147,6 +153,52 @@ def test_several_ranges_of_defocus_are_groups():
     assert parse_range("--defocus-A", "-5:-2") == (-5.0, -2.0)
 
 
+def test_micrographs_come_with_their_picks(map_path):
+    folder = map_path.parent
+    words = ["--micrographs", "--n-images", 2, "--size-px", "128:160", "--n-particles", "2:4"]
+    words += ["--snr", 0.3, "--snr-in", "particles", "--ice", 0.5, "--crowding", 0.5, "--seed", 4]
+    words += ["--carbon", 1, "--n-crystals", 1, "--min-distance-A", 70, "--defocus-A", 15000]
+    words += ["--preview", folder / "seen.png", "--clean", folder / "clean.zarr"]
+    code, out, err = call("simulate", map_path, folder / "mics", *words)
+    assert (code, err) == (0, "")
+    expected, picks = simulate_micrographs(
+        map_path,
+        2,
+        snr=0.3,
+        snr_in="particles",
+        size_px=(128, 160),
+        n_particles=(2, 4),
+        min_distance_A=70.0,
+        crowding=0.5,
+        ice=0.5,
+        carbon=1.0,
+        n_crystals=1,
+        seed=4,
+        ctf={"defocus_A": 15000.0},
+    )
+    made = open_stack(folder / "mics" / "micrographs.star")
+    np.testing.assert_array_equal(made.values, expected.images.values)
+    clean = open_stack(folder / "clean.zarr")
+    np.testing.assert_array_equal(clean.values, expected.clean.values)
+    table = parse_star((folder / "mics_picks.star").read_bytes(), "picks")["particles"]
+    assert [*table] == [*PICK_LABELS.values()]
+    assert table["rlnMicrographName"].tolist() == picks.micrograph.tolist()
+    assert sorted(set(picks.micrograph)) == sorted(Path(p).name for p in made.micrograph.values)
+    np.testing.assert_allclose(table["rlnCoordinateX"], picks.x_px)
+    np.testing.assert_allclose(table["rlnCoordinateY"], picks.y_px)
+    np.testing.assert_allclose(table["rlnAngleTilt"], picks.tilt_deg)
+    assert f"picks of {len(picks)} particles -> {folder / 'mics_picks.star'}" in out.splitlines()
+    assert (folder / "seen.png").is_file()
+    # Neither the images nor the picks of another seed go by the name of these.
+    (folder / "mics_picks.star").rename(folder / "more_picks.star")
+    more = ["simulate", map_path, folder / "more.zarr", *words[:9]]
+    code, _, err = call(*more)
+    assert code == 2
+    assert "more_picks.star: exists already" in err
+    assert not (folder / "more.zarr").exists()
+    assert call(*more, "--overwrite")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -167,6 +219,11 @@ def test_several_ranges_of_defocus_are_groups():
         (["a.pdb"], "a.pdb: a structure needs --pixel-size-A."),
         (["a.pdb", "--pixel-size-A", "2"], "a.pdb: a structure needs --resolution-A."),
         (["a.pdb", "--pixel-size-A", "2", "--resolution-A", "5"], "a.pdb: no such file"),
+        (["phantom", "--ice", "1"], "--ice: goes with --micrographs; got 1.0."),
+        (["phantom", "--micrographs", "--shift-A", "2"], "--shift-A: goes with particle images"),
+        (["phantom", "--micrographs", "--size-px", "1:2:3"], "--size-px: must be an integer, or"),
+        (["phantom", "--micrographs", "--n-particles", "few"], "--n-particles: must be an integer"),
+        (["phantom", "--micrographs", "--snr", "none"], "snr must be a number"),
         (["phantom", "--clean", "OUT"], "--clean: must be another place than OUT"),
         (["phantom", "--clean", "no/such.zarr"], "there is no folder"),
         (["phantom", "--preview", "a.txt"], "a.txt: the name must end in .png"),
