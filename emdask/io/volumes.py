@@ -24,8 +24,8 @@ Array = npt.NDArray[Any]
 MAP_SUFFIXES = (".mrc", ".map", ".ccp4")
 ZARR_SUFFIX = ".zarr"
 SUFFIXES = (*MAP_SUFFIXES, ZARR_SUFFIX)
-# Names that a volume has in a Zarr group: that of `save_volume`, and that of a reconstruction.
-ARRAY_NAMES = ("volume", "map")
+# Of the array in a Zarr group, that of `save_volume` and that of a reconstruction.
+ARRAY_NAME = "volume"
 # Programs round the cell to three digits, and the pixel size with it.
 PIXEL_SIZE_TOLERANCE = 2e-3
 
@@ -37,7 +37,7 @@ def open_volume(path: str | os.PathLike[str], pixel_size_A: float | None = None)
     ----------
     path
         MRC or CCP4 map (``.mrc .map .ccp4``, also ``.gz`` and ``.bz2``) with its axes in any order,
-        or a ``.zarr`` group of `save_volume`.
+        or a ``.zarr`` group of `save_volume`, or that of a reconstruction.
     pixel_size_A
         Edge of a voxel, Å, where the file does not say or is wrong.
 
@@ -106,7 +106,7 @@ def holds_volume(path: str | os.PathLike[str]) -> bool:
     suffix = find_suffix(name)
     if suffix == ZARR_SUFFIX:
         store = _open_store(name)
-        return store is not None and any(array in store for array in ARRAY_NAMES)
+        return store is not None and ARRAY_NAME in store
     if suffix != ".mrc" or not os.path.isfile(name):
         return suffix in MAP_SUFFIXES[1:]
     edges = set(read_header(name).shape)
@@ -169,12 +169,11 @@ def _read_zarr(path: str, pixel_size_A: float | None) -> tuple[Array, dict[str, 
     if found is None:
         raise FormatError(sentence(path, "not a Zarr group"))
     with found as store:
-        known = [name for name in ARRAY_NAMES if name in store]
-        if not known:
+        if ARRAY_NAME not in store:
             names = ", ".join(sorted(map(str, store))) or "none"
-            rule = f"a group of a volume must hold {' or '.join(ARRAY_NAMES)}; it has: {names}"
+            rule = f'a group of a volume must hold an array "{ARRAY_NAME}"; this one has: {names}'
             raise FormatError(sentence(path, rule))
-        volume = store[known[0]]
+        volume = store[ARRAY_NAME]
         if volume.dims != VOLUME_DIMS:
             raise FormatError(sentence(path, "a volume must have dims (z, y, x)", volume.dims))
         # A reconstruction says its pixel size once for all its volumes.
@@ -266,7 +265,8 @@ def check_volume_target(path: str | os.PathLike[str], *, overwrite: bool = False
 
 def _is_volume_store(path: Path) -> bool:
     store = _open_store(path)
-    return store is not None and "volume" in store
+    # A reconstruction has more in it, and is not one.
+    return store is not None and set(store) == {ARRAY_NAME}
 
 
 def _write_map(volume: xr.DataArray, path: Path) -> None:
@@ -287,7 +287,7 @@ def _write_map(volume: xr.DataArray, path: Path) -> None:
 
 def _write_zarr(volume: xr.DataArray, path: Path) -> None:
     labelled = (VOLUME_DIMS, volume.values, plain_attributes(volume.attrs))
-    xr.Dataset({"volume": labelled}).to_zarr(path, zarr_format=3, consolidated=False)
+    xr.Dataset({ARRAY_NAME: labelled}).to_zarr(path, zarr_format=3, consolidated=False)
 
 
 def _replace(draft: Path, path: Path) -> None:

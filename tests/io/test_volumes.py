@@ -170,7 +170,7 @@ def test_files_that_are_absent_or_of_other_kinds(volume: xr.DataArray, tmp_path:
     with pytest.raises(FormatError, match=r"a volume's name must end in \.mrc, \.map"):
         open_volume(tmp_path / "v.pdb")
     stack = save_stack(np.ones((2, 4, 4), np.float32), tmp_path / "s.zarr")
-    with pytest.raises(FormatError, match="must hold volume or map; it has: images"):
+    with pytest.raises(FormatError, match='must hold an array "volume"; this one has: images'):
         open_volume(stack)
     (tmp_path / "empty.zarr").mkdir()
     with pytest.raises(FormatError, match="not a Zarr group"):
@@ -181,11 +181,13 @@ def test_files_that_are_absent_or_of_other_kinds(volume: xr.DataArray, tmp_path:
         open_volume(tmp_path / "turned.zarr")
 
 
-def test_the_map_of_a_reconstruction_is_a_volume(volume: xr.DataArray, tmp_path: Path) -> None:
+def test_a_reconstruction_holds_a_volume_and_is_none(volume: xr.DataArray, tmp_path: Path) -> None:
     plain = volume.drop_attrs()
-    result = xr.Dataset({"map": plain, "half_1": plain}, attrs={"pixel_size_A": 3.0})
+    result = xr.Dataset({"volume": plain, "half_1": plain}, attrs={"pixel_size_A": 3.0})
     result.to_zarr(tmp_path / "r.zarr", zarr_format=3, consolidated=False)
     assert open_volume(tmp_path / "r.zarr").attrs == {"pixel_size_A": 3.0}
+    with pytest.raises(FileExistsError, match="exists already and is no volume"):
+        save_volume(volume, tmp_path / "r.zarr", overwrite=True)
 
 
 @pytest.mark.parametrize("name", ["v.mrc", "v.zarr"])
