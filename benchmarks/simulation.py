@@ -1,6 +1,6 @@
-"""What simulated particles cost: each stage of an image, and the way to the disk beside the disk's.
+"""What simulated images cost: each stage of a particle's, the way to the disk, micrographs.
 
-    python benchmarks/simulation.py [--out FILE]    the figures of benchmarks/results, a minute
+    python benchmarks/simulation.py [--out FILE]    the figures of benchmarks/results, a minute or two
     python benchmarks/simulation.py --quick         shows that it runs
 
 One thread; CPU milliseconds an image. "write" is the same images from memory into the same file by
@@ -80,14 +80,36 @@ def writing(made: Any, folder: Path) -> list[tuple[str, ...]]:
     return rows
 
 
+def micrographs(size_px: int, n_particles: int, box_px: int) -> list[tuple[str, ...]]:
+    """Rows of the third table: a micrograph, without noise and with it."""
+    pixel_A = 256 / box_px
+    volume = emdask.phantom(60, radius_A=80, width_A=(5, 8)).volume(box_px, pixel_A)
+    kinds: dict[str, dict[str, Any]] = {
+        "white noise": {},
+        "coloured noise": {"noise": "coloured"},
+        "coloured noise, film, 5 crystals": {"noise": "coloured", "carbon": 1.0, "n_crystals": 5},
+    }
+    rows = []
+    for name, options in kinds.items():
+        options |= {"size_px": size_px, "n_particles": n_particles, "ctf": CTF, "snr": 0.1}
+        made, _ = emdask.simulate_micrographs(volume, 3, **options)
+        made.images[0].compute()
+        figures = []
+        for stack in (made.clean, made.images):
+            seconds = [seconds_of(stack[i].compute) for i in (1, 2)]
+            figures.append(f"{min(seconds):.2f}")
+        rows.append((f"{size_px}", f"{n_particles} of {box_px} px", name, *figures))
+    return rows
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     cases = ((32, 64),) if options.quick else ((128, 1024), (256, 256))
-    lines = ["# Simulated particles", "", describe_machine("numpy", "scipy", "numba"), ""]
+    lines = ["# Simulated images", "", describe_machine("numpy", "scipy", "numba"), ""]
     measured, written = [], []
     with dask.config.set(scheduler="synchronous"), tempfile.TemporaryDirectory() as folder:
         for size, n_images in cases:
@@ -103,6 +125,16 @@ def main() -> None:
     head = ("box, px", "file", "simulate and write, ms", "write, ms")
     head += ("simulate and write, MB/s", "write, MB/s", "ratio")
     lines += table(head, written)
+    fields = ((128, 2, 32),) if options.quick else ((4096, 300, 128), (4096, 300, 256))
+    head = ("micrograph, px", "particles", "with", "without noise, s", "with noise, s")
+    with dask.config.set(scheduler="synchronous"):
+        rows = [row for case in fields for row in micrographs(*case)]
+    lines += [
+        "",
+        "CPU seconds a micrograph, one thread, the better of two:",
+        "",
+        *table(head, rows),
+    ]
     if options.quick:
         lines += ["", QUICK]
     print("\n".join(lines))

@@ -51,12 +51,13 @@ def test_codecs_prints_every_input_and_both_forms(tmp_path: Path) -> None:
     assert out.read_text().splitlines() == printed.rstrip().splitlines()
 
 
-def test_simulation_prints_stages_and_both_files(tmp_path: Path) -> None:
+def test_simulation_prints_stages_files_and_micrographs(tmp_path: Path) -> None:
     out = tmp_path / "simulation.md"
     printed = run("simulation", "--quick", "--out", str(out))
     assert all(stage in printed for stage in ("central slice", "CTF", "white noise"))
     assert "| 32 | zarr |" in printed
     assert "| 32 | mrcs |" in printed
+    assert printed.count("| 2 of 32 px |") == 3
     assert "these figures mean nothing" in printed
     assert out.read_text().splitlines() == printed.rstrip().splitlines()
 
