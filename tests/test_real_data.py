@@ -10,6 +10,7 @@ import xarray as xr
 
 import emdask
 from emdask.kernels.ctf import apply_ctf
+from emdask.kernels.masks import spherical_mask
 from emdask.kernels.noise import estimate_sigma
 from emdask.kernels.projections import rotation_matrices
 from emdask.kernels.slices import prepare_volume, project_volume
@@ -114,3 +115,26 @@ def test_views_of_a_map_are_those_of_relion(trpv1: xr.DataArray, shared_data: Pa
         match(matrices, shifts_px * 0, ctf),
     ):
         assert right.mean() > others.mean() + 0.05
+
+
+@pytest.mark.parametrize(("symmetry", "least"), [("C1", 0.45), ("C4", 0.55)])
+def test_ten_real_images_make_a_map_like_their_reference(
+    symmetry: str, least: float, trpv1: xr.DataArray, shared_data: Path
+) -> None:
+    """Correlation within the particle's ball; the second needs the axis where RELION has it."""
+    found = emdask.reconstruct(trpv1, symmetry=symmetry, diameter_A=200.0).compute().volume
+    reference = emdask.open_volume(shared_data / "maps/trpv1_volume.mrc")
+    inside = spherical_mask(len(reference), 100.0 / found.pixel_size_A) > 0.5
+    assert np.corrcoef(found.values[inside], reference.values[inside])[0, 1] > least
+
+
+def test_halves_of_tilt_series_agree(shared_data: Path) -> None:
+    """Six ribosomes, three in each half, binned eight times: they agree to about 230 Å."""
+    stack = emdask.open_stack(
+        shared_data / "particles/ribosome_tilt_cryodrgn/sta_testing_bin8.star",
+        pixel_size_A=8 * 1.96,
+    )
+    result = emdask.reconstruct(stack, diameter_A=440.0).compute()
+    assert 180 < result.resolution_A.values[1] < 280
+    far = result.fsc.values[result.frequency.values > 1 / 60]
+    assert np.abs(far).mean() < 0.05
