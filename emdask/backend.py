@@ -328,19 +328,30 @@ def to_device(array: Any, device: str) -> Any:
     return upload(array)
 
 
-def to_host(array: Any) -> Any:
+def to_host(array: Any, out: Any = None) -> Any:
     """Return an array of any device on the host, within `run_on`.
+
+    Parameters
+    ----------
+    array
+        C-contiguous where it is on a card.
+    out
+        Array of the host of its shape and type that it is copied to; None for a new one, or itself
+        where it is on the host.
 
     Examples
     --------
     >>> to_host(np.ones(2))
     array([1., 1.])
     """
-    if array_namespace(array) is np:
-        return array
-    from emdask.blocks_cuda import download
+    if array_namespace(array) is not np:
+        from emdask.blocks_cuda import download
 
-    return download(array)
+        return download(array, out)
+    if out is None:
+        return array
+    out[...] = array
+    return out
 
 
 def on_device(

@@ -103,13 +103,15 @@ def upload(array: Images) -> Any:
     return there
 
 
-def download(there: Any) -> Images:
+def download(there: Any, out: Images | None = None) -> Images:
     """Copy an array of the card to ordinary memory of the host, through pinned memory.
 
     Parameters
     ----------
     there
         C-contiguous.
+    out
+        C-contiguous array of its shape and type; None for a new one.
 
     Returns
     -------
@@ -117,7 +119,7 @@ def download(there: Any) -> Images:
     """
     import cupy
 
-    array = np.empty(there.shape, there.dtype)
+    array = np.empty(there.shape, there.dtype) if out is None else out
     source, target = there.reshape(-1), array.reshape(-1)
     stream = cupy.cuda.get_current_stream()
     for part, slab in _slabs(target.size, target.dtype):

@@ -28,6 +28,9 @@ def test_arrays_come_back_as_they_went(
     assert type(result) is np.ndarray
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, array)
+    out = np.empty(shape, np.float32)
+    assert to_host(there, out) is out
+    np.testing.assert_array_equal(out, array)
     strided = np.arange(24.0).reshape(4, 6)[::2, ::3]
     np.testing.assert_array_equal(to_host(to_device(strided, card)), strided)
 
@@ -41,6 +44,9 @@ def test_the_host_needs_no_moving() -> None:
     array = np.ones(3)
     assert to_device(array, "cpu") is array
     assert to_host(array) is array
+    out = np.empty(3)
+    assert to_host(array, out) is out
+    np.testing.assert_array_equal(out, array)
     assert run_on("cpu", np.negative, 3, n_bytes=1 << 60, what="nothing") == -3
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any, Literal
 
@@ -35,7 +36,6 @@ from emdask.method import Reconstructor, parameter
 from emdask.volumes import VOLUME_DIMS
 
 Array = npt.NDArray[Any]
-Indices = npt.NDArray[np.int64]
 
 WHAT = "direct_fourier"
 # Projections of 5e-3 are good enough: what is left of the error is refined away (benchmarks).
@@ -43,6 +43,8 @@ ACCURACY = "rough"
 IMAGES_AT_ONCE = 32
 # On a card, by their pixels: the sums are read and written once for so many images.
 PIXELS_ON_CARD = 1 << 24
+# Of a cell: real part, imaginary part and weight.
+SUM_BYTES = 12
 SOFT_PX = 5.0
 # Share of a shell's mean weight that half maps are regularised by: only cells that few images
 # reach feel it.
@@ -146,8 +148,11 @@ def insert(
     shift_A: npt.NDArray[np.float64],
     half: npt.NDArray[np.int64],
     optics: Optics | None,
+    device: str = "cpu",
 ) -> HalfSums:
     """Add a block of images to the sums of their halves.
+
+    On a card, the sums of the block come back and are added to those before on the host.
 
     Parameters
     ----------
@@ -162,87 +167,63 @@ def insert(
         or 2 (n,).
     optics
         Of the images; None where they have no CTF.
+    device
+        "cpu" or "cuda".
 
     Returns
     -------
     HalfSums
         Those given are left as they are.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for the sums.
     """
     # New sums for each block, added to those before: a float32 that millions of terms were added to
     # one by one takes no more.
-    n_halves = 2 if params.half_maps else 1
-    made = tuple(empty_sums(images.shape[-1], ACCURACY) for _ in range(n_halves))
-    matrices = rotation_matrices(rotation_deg)
-    shifts_px = shift_A / float(params.pixel_size_A or 0)
-    for start in range(0, len(images), IMAGES_AT_ONCE):
-        some = slice(start, start + IMAGES_AT_ONCE)
-        slices, weights = _weigh(images[some], None if optics is None else optics[some])
-        for number, target in enumerate(made, start=1):
-            chosen = (half[some] == number) | (n_halves == 1)
-            views = matrices[some][chosen], shifts_px[some][chosen]
-            insert_slices(target, slices[chosen], weights[chosen], *views)
-    return _add_before(sums, made)
-
-
-def _add_before(sums: HalfSums | None, made: tuple[SliceSums, ...]) -> HalfSums:
+    box_px, n_halves = images.shape[-1], 2 if params.half_maps else 1
+    plan = GridPlan(box_px=box_px, accuracy=ACCURACY)
+    n_bytes = n_halves * SUM_BYTES * prod(plan.shape)
+    n_bytes += working_bytes((_images_at_once(box_px, device), box_px, box_px))
+    views = rotation_matrices(rotation_deg), shift_A / float(params.pixel_size_A or 0)
+    member = [half == number if n_halves == 2 else half > 0 for number in range(1, n_halves + 1)]
+    what = f"adding up images of {box_px} px"
+    given = (images, optics, *views, member, device)
+    made: tuple[SliceSums, ...] = run_on(device, _add_up, *given, n_bytes=n_bytes, what=what)
     if sums is not None:
         for target, before in zip(made, sums.halves, strict=True):
             target.cells[...] += before.cells
     return HalfSums(made)
 
 
-def insert_cuda(
-    sums: HalfSums | None,
+def _images_at_once(box_px: int, device: str) -> int:
+    return IMAGES_AT_ONCE if device == "cpu" else max(1, PIXELS_ON_CARD // box_px**2)
+
+
+def _add_up(
     images: Any,
-    params: DirectFourier,
-    *,
-    rotation_deg: npt.NDArray[np.float64],
-    shift_A: npt.NDArray[np.float64],
-    half: npt.NDArray[np.int64],
     optics: Optics | None,
-) -> HalfSums:
-    """Add a block of images to the sums of their halves, on a card; see `insert`.
-
-    The sums of one half at a time are on the card; those of the block come back and are added to
-    the ones before on the host.
-
-    Raises
-    ------
-    DeviceError
-        If the card has no room for the sums of a half.
-    """
-    views = rotation_matrices(rotation_deg), shift_A / float(params.pixel_size_A or 0)
-    made = []
-    for number in (1, 2) if params.half_maps else (1,):
-        chosen = np.flatnonzero(half == number) if params.half_maps else np.arange(len(images))
-        made.append(_sum_on_card(images, chosen, optics, *views))
-    return _add_before(sums, tuple(made))
-
-
-def _sum_on_card(
-    images: Any, chosen: Indices, optics: Optics | None, matrices: Array, shifts_px: Array
-) -> SliceSums:
-    """Sums of some of the images, on the host."""
+    matrices: Array,
+    shifts_px: Array,
+    member: list[Array],
+    device: str,
+) -> tuple[SliceSums, ...]:
+    """Sums of the members of each half, on the host."""
     box_px = images.shape[-1]
-    plan = GridPlan(box_px=box_px, accuracy=ACCURACY)
-    if not len(chosen):
-        return empty_sums(box_px, ACCURACY)
-    at_once = max(1, PIXELS_ON_CARD // box_px**2)
-    pieces = [chosen[start : start + at_once] for start in range(0, len(chosen), at_once)]
-
-    def insert_pieces() -> Array:
-        sums = None
-        for piece in pieces:
-            there = to_device(images[piece], "cuda")
-            sums = sums or empty_sums(box_px, ACCURACY, array_namespace(there))
-            slices, weights = _weigh(there, None if optics is None else optics[piece])
-            insert_slices(sums, slices, weights, matrices[piece], shifts_px[piece])
-        return np.asarray(to_host(sums and sums.cells))
-
-    n_bytes = 3 * np.dtype(np.float32).itemsize * prod(plan.shape)
-    n_bytes += working_bytes((at_once, box_px, box_px))
-    what = f"adding up images of {box_px} px"
-    return SliceSums(run_on("cuda", insert_pieces, n_bytes=n_bytes, what=what), plan)
+    xp = array_namespace(to_device(images[:0], device))
+    made = [empty_sums(box_px, ACCURACY, xp) for _ in member]
+    at_once = _images_at_once(box_px, device)
+    for start in range(0, len(images), at_once):
+        some = slice(start, start + at_once)
+        there = to_device(images[some], device)
+        slices, weights = _weigh(there, None if optics is None else optics[some])
+        for target, members in zip(made, member, strict=True):
+            chosen = np.flatnonzero(members[some])
+            views = matrices[some][chosen], shifts_px[some][chosen]
+            there = xp.asarray(chosen)
+            insert_slices(target, slices[there], weights[there], *views)
+    return tuple(SliceSums(to_host(target.cells), target.plan) for target in made)
 
 
 def _weigh(images: Any, optics: Optics | None) -> tuple[Any, Any]:
@@ -319,7 +300,7 @@ def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
 
 METHOD = Reconstructor(
     params=DirectFourier,
-    insert={"cpu": insert, "cuda": insert_cuda},
+    insert={"cpu": insert, "cuda": partial(insert, device="cuda")},
     combine=combine,
     finalize=finalize,
     complete=complete,

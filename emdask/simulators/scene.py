@@ -155,7 +155,8 @@ def read_clean(scene: Scene, start: int, stop: int) -> Array:
     device = resolve_device(scene.device, DEVICES)
     images = np.empty((stop - start, *scene.shape), np.float32)
     for ids in _batches(scene, device, start, stop):
-        images[ids - start] = _run(device, _see, scene, prepare(scene, device), ids)
+        part = images[ids[0] - start : ids[-1] + 1 - start]
+        _run(device, _see, scene, prepare(scene, device), ids, part)
     return images
 
 
@@ -230,11 +231,11 @@ def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], image_ids:
     return float((xp.abs(terms) ** 2 * xp.asarray(weights)).sum(dtype=np.float64))
 
 
-def _see(scene: Scene, prepared: Prepared, image_ids: Array) -> Array:
-    """Clean images, on the host."""
+def _see(scene: Scene, prepared: Prepared, image_ids: Array, images: Array) -> None:
+    """Make clean images, in the place of those given."""
     terms = _transforms(scene, prepared.spectra, scene.draw(image_ids))
     terms *= np.float32(prepared.scale)
-    return np.asarray(to_host(to_images(terms, scene.shape)))
+    to_host(to_images(terms, scene.shape), images)
 
 
 def _transforms(scene: Scene, spectra: tuple[VolumeSpectrum, ...], truth: Truth) -> Any:
