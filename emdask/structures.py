@@ -23,6 +23,8 @@ from emdask.volumes import build_volume
 Array = npt.NDArray[Any]
 Selections = str | Sequence[str]
 
+WHAT = "volume_from_structure"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Motion:
@@ -148,24 +150,20 @@ def volume_from_structure(
     >>> volume.attrs["origin_A"]
     [-6.0, 4.0, 14.0]
     """
-    what = "volume_from_structure"
-    check_number(what, "pixel_size_A", pixel_size_A, 1e-3)
-    check_number(what, "resolution_A", resolution_A, 2 * pixel_size_A)
-    check_choice(what, "density", density, DENSITIES)
+    _check_sizes(pixel_size_A, resolution_A)
+    check_choice(WHAT, "density", density, DENSITIES)
     motions = [motion] if isinstance(motion, Motion) else list(motion or ())
     model = _read_model(os.path.expanduser(os.fspath(path)), assembly, ligands)
     chosen = _choose_atoms(model, chains, residues, selection)
-    positions_A, numbers, masses = _list_atoms(model)
-    centre_A = np.average(positions_A[chosen], axis=0, weights=masses[chosen])
-    for one in motions:
-        moved = _find_atoms(model, one.selection) & chosen
-        require(bool(moved.any()), "motion", "selection must have atoms", one.selection)
-        positions_A[moved] = _move(one, positions_A[moved], masses[moved])
-    placed_A = positions_A[chosen] - centre_A
+    placed_A, numbers, centre_A = _place_atoms(model, chosen, motions)
+    if not numbers.all():
+        rule = f"{(numbers == 0).sum()} of the atoms chosen are of no known element"
+        remedy = "Choose others by chains=, residues= or selection=."
+        raise FormatError(sentence(str(path), rule, remedy=remedy))
     box_px = _check_box(box_px, placed_A, pixel_size_A, resolution_A)
     sampled = sample_atoms(
         placed_A,
-        numbers[chosen],
+        numbers,
         resolution_A=resolution_A,
         box_px=box_px,
         pixel_size_A=pixel_size_A,
@@ -183,8 +181,16 @@ def volume_from_structure(
         "density": density,
         "motion": [asdict(one) for one in motions],
     }
-    attrs = add_provenance({"origin_A": origin_A}, what, parameters)
+    attrs = add_provenance({"origin_A": origin_A}, WHAT, parameters)
     return build_volume(sampled, pixel_size_A, attrs)
+
+
+def _check_sizes(pixel_size_A: float, resolution_A: float) -> None:
+    check_number(WHAT, "pixel_size_A", pixel_size_A, 1e-3)
+    check_number(WHAT, "resolution_A", resolution_A, 0)
+    rule = f"resolution_A must be at least two voxels, {2 * pixel_size_A:g} Å"
+    remedy = "Take smaller voxels, or a coarser resolution."
+    require(resolution_A >= 2 * pixel_size_A, WHAT, rule, resolution_A, remedy)
 
 
 def _read_model(path: str, assembly: str | None, ligands: bool) -> gemmi.Model:
@@ -235,7 +241,7 @@ def _choose_atoms(
     got = [given for given in (chains, residues, selection) if given is not None]
     remedy = f"Its chains and residues are {there}."
     rule = "chains, residues and selection must leave atoms"
-    require(bool(chosen.any()), "volume_from_structure", rule, got, remedy)
+    require(bool(chosen.any()), WHAT, rule, got, remedy)
     return chosen
 
 
@@ -252,9 +258,22 @@ def _find_atoms(model: gemmi.Model, selection: Selections) -> Array:
             part = gemmi.Selection(text).copy_model_selection(model)
         except RuntimeError as error:
             rule = 'a selection must be in gemmi\'s syntax, as "//A,B/10-90"'
-            raise ParameterError(sentence("volume_from_structure", rule, text)) from error
+            raise ParameterError(sentence(WHAT, rule, text)) from error
         found[[site.atom.serial for site in part.all()]] = True
     return found
+
+
+def _place_atoms(
+    model: gemmi.Model, chosen: Array, motions: Sequence[Motion]
+) -> tuple[Array, Array, Array]:
+    """Return positions about the centre of mass at rest, atomic numbers, and that centre; in Å."""
+    positions_A, numbers, masses = _list_atoms(model)
+    centre_A = np.average(positions_A[chosen], axis=0, weights=masses[chosen])
+    for motion in motions:
+        moved = _find_atoms(model, motion.selection) & chosen
+        require(bool(moved.any()), "motion", "selection must have atoms", motion.selection)
+        positions_A[moved] = _move(motion, positions_A[moved], masses[moved])
+    return positions_A[chosen] - centre_A, numbers[chosen], centre_A
 
 
 def _list_atoms(model: gemmi.Model) -> tuple[Array, Array, Array]:
@@ -263,10 +282,6 @@ def _list_atoms(model: gemmi.Model) -> tuple[Array, Array, Array]:
     positions_A = np.array([atom.pos.tolist() for atom in atoms])
     numbers = np.array([atom.element.atomic_number for atom in atoms])
     masses = np.array([atom.element.weight for atom in atoms])
-    if not numbers.all():
-        first = atoms[int(np.flatnonzero(numbers == 0)[0])]
-        rule = "every atom must be of a known element"
-        raise FormatError(sentence("volume_from_structure", rule, first.name))
     return positions_A, numbers, masses
 
 
@@ -291,9 +306,9 @@ def _check_box(
     needed_px = 2 * (math.ceil(reach_A / pixel_size_A) + 1)
     if box_px is None:
         return needed_px
-    check_integer("volume_from_structure", "box_px", box_px, 2)
-    rule = f"box_px must hold a structure that reaches {radius_A:.0f} Å from its centre"
+    check_integer(WHAT, "box_px", box_px, 2)
+    rule = f"box_px must hold a structure that reaches {radius_A:.0f} Å from its centre as it turns"
     remedy = f"Take {needed_px} or more."
     fits = (box_px - 1) // 2 * pixel_size_A >= reach_A
-    require(fits, "volume_from_structure", rule, box_px, remedy)
+    require(fits, WHAT, rule, box_px, remedy)
     return int(box_px)

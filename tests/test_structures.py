@@ -198,6 +198,24 @@ def test_an_assembly_is_built(tmp_path: Path) -> None:
         volume_from_structure(path, assembly="2", **OPTIONS)
 
 
+def test_the_file_of_a_volume_says_where_it_comes_from(pdb: Path, tmp_path: Path) -> None:
+    motion = Motion(selection=("//B", "//A/1"), angle_deg=10.0)
+    volume = volume_from_structure(pdb, chains=("A", "B"), motion=motion, **OPTIONS)
+    again = open_volume(save_volume(volume, tmp_path / "v.zarr"))
+    parameters = again.attrs["provenance"][-1]["parameters"]
+    assert parameters["path"] == str(pdb)
+    assert parameters["motion"][0]["selection"] == ["//B", "//A/1"]
+    assert parameters["motion"][0]["pivot_A"] is None
+
+
+def test_atoms_of_no_known_element_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "unknown.pdb"
+    make_structure([*KEPT, ("A", 3, "UNK", "XX", "", "X", (1.0, 1.0, 1.0))]).write_pdb(str(path))
+    with pytest.raises(FormatError, match=r"1 of the atoms chosen are of no known element\."):
+        volume_from_structure(path, **OPTIONS)
+    assert_same(volume_from_structure(path, residues=["1-2", "90"], **OPTIONS), expected(KEPT))
+
+
 def test_files_that_hold_no_structure(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.pdb: no such file"):
         volume_from_structure(tmp_path / "none.pdb", **OPTIONS)
@@ -220,7 +238,7 @@ def test_files_that_hold_no_structure(tmp_path: Path) -> None:
             "must leave atoms; got ['Z']. Its chains and residues are A (1-90), B",
         ),
         ({"selection": "//A/[["}, "a selection must be in gemmi's syntax"),
-        ({"resolution_A": 3.9}, "resolution_A must be a number of at least 4; got 3.9"),
+        ({"resolution_A": 3.9}, "resolution_A must be at least two voxels, 4 Å; got 3.9."),
         ({"pixel_size_A": 0}, "pixel_size_A must be a number of at least 0.001"),
         ({"density": "mass"}, "density must be one of electrostatic, gaussian; got 'mass'"),
         ({"motion": Motion(selection="//Z")}, "motion: selection must have atoms; got '//Z'"),
