@@ -1,6 +1,6 @@
 """What simulated images cost: each stage of a particle's, the way to the disk, micrographs.
 
-    python benchmarks/simulation.py [--out FILE]    the figures of benchmarks/results, a minute or two
+    python benchmarks/simulation.py [--out FILE]    the figures of benchmarks/results, two minutes
     python benchmarks/simulation.py --quick         shows that it runs
 
 One thread; CPU milliseconds an image. "write" is the same images from memory into the same file by

@@ -194,6 +194,8 @@ def _lay_out(
 ) -> Specimen:
     """Check what is to be where, and put it in pixels."""
     shape = _frame(size_px)
+    for volume in volumes:
+        require(bool(np.any(volume)), WHAT, "a volume must not be 0 everywhere")
     if diameter_A is None:
         diameter_A = pixel_A * max(measure_diameter(volume) for volume in volumes)
     check_number(WHAT, "diameter_A", diameter_A, pixel_A)

@@ -296,3 +296,15 @@ def test_micrographs_without_particles_are_noise():
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], words: str):
     with pytest.raises(ParameterError, match=words):
         make(**options)
+
+
+def test_an_empty_volume_is_refused():
+    with pytest.raises(ParameterError, match="must not be 0 everywhere"):
+        simulate_micrographs(np.zeros((16, 16, 16)), 1, snr=0.1, pixel_size_A=2.0)
+
+
+def test_a_frame_smaller_than_the_box_of_a_particle():
+    made, picks = make(2, size_px=(24, 30), n_particles=1, ctf=CTF)
+    assert made.images.values.shape == (2, 24, 30)
+    assert len(picks) == 2
+    assert made.clean.values.var(axis=(1, 2)) == pytest.approx(0.2, rel=1e-3)
