@@ -51,6 +51,7 @@ SOFT_PX = 5.0
 LEAST_SHARE = 1e-3
 # What half maps correlate by counts as within these: below it is chance.
 LEAST_CORRELATION, MOST_CORRELATION = 1e-3, 1 - 1e-6
+SMOOTHING = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +294,10 @@ def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
         return params.wiener * mean
     if correlation is None:
         return LEAST_SHARE * mean
-    signal = np.clip(correlation, LEAST_CORRELATION, MOST_CORRELATION)
+    # From shell to shell the correlation of noise jumps, and so would the gain.
+    reach = len(SMOOTHING) // 2
+    smooth = np.convolve(np.pad(correlation, reach, mode="edge"), SMOOTHING, mode="valid")
+    signal = np.clip(smooth, LEAST_CORRELATION, MOST_CORRELATION)
     signal = np.append(signal[:1], signal)
     return mean / 2 * (1 - signal) / signal
 
