@@ -53,6 +53,7 @@ class Set(NamedTuple):
     symmetry: str = "C1"
     pixel_size_A: float | None = None
     reference: str = ""
+    series: str = ""
     links: tuple[tuple[str, str], ...] = ()
 
 
@@ -71,6 +72,7 @@ SETS = (
         table="ribosome_tilt_cryodrgn/sta_testing_bin8.star",
         diameter_A=440.0,
         pixel_size_A=8 * 1.96,
+        series="rlnGroupName",
     ),
     Set(name="sample of ASPIRE", table="aspire_sample/sample_relion_data.star", diameter_A=180.0),
     Set(name="filament", table="relion31_cryodrgn/relion31.star", diameter_A="auto"),
@@ -84,7 +86,7 @@ def main() -> None:
     lines = [describe_machine("numpy", "scipy", "numba"), ""]
     lines += [QUICK, ""] if arguments.quick else []
     print("\n".join(lines), flush=True)
-    sets = SETS[:1] if arguments.quick else SETS
+    sets = (SETS[0]._replace(symmetry="C1"),) if arguments.quick else SETS
     stacks = [open_set(one, arguments.folder) for one in sets]
     parts = [
         maps_table(sets, stacks, arguments.folder),
@@ -173,7 +175,10 @@ def resample_images(stack: xr.DataArray, most_px: int) -> xr.DataArray:
 
 def leave_out(one: Set, stack: xr.DataArray, n_random: int) -> tuple[Floats, Floats]:
     """Correlate each image with the map of those outside its fold, at its pose and at others."""
-    folds = np.arange(len(stack)) % FOLDS
+    numbers = np.arange(len(stack))
+    if one.series:  # images of one particle are left out together
+        numbers = np.unique(stack[one.series], return_inverse=True)[1]
+    folds = numbers % FOLDS
     right, wrong = np.empty(len(stack)), np.empty((len(stack), n_random))
     for fold in range(FOLDS):
         out = folds == fold

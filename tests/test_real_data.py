@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +140,12 @@ def test_halves_of_tilt_series_agree(shared_data: Path) -> None:
     assert 180 < result.resolution_A.values[1] < 280
     far = result.fsc.values[result.frequency.values > 1 / 60]
     assert np.abs(far).mean() < 0.05
+
+
+def test_the_benchmark_of_real_maps_runs(shared_data: Path, tmp_path: Path) -> None:
+    script, out = Path(__file__).parents[1] / "benchmarks" / "real_maps.py", tmp_path / "maps.md"
+    command = [sys.executable, str(script), str(shared_data), "--quick", "--out", str(out)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert printed.count("| TRPV1 | 10 |") == 2
+    assert "has no poses. reconstruct: the pose of each image must be known" in printed
+    assert out.read_text().splitlines() == printed.rstrip().splitlines()

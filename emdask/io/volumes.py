@@ -124,9 +124,9 @@ def _read_map(path: str, pixel_size_A: float | None) -> tuple[Array, dict[str, A
     order = tuple(int(np.flatnonzero(axes[::-1] == number)[0]) for number in (3, 2, 1))
     values = read_block(header, 0, header.shape[0]).transpose(order)
     attrs: dict[str, Any] = {"pixel_size_A": pixel_size_A or _find_pixel_size(path, fields)}
-    origin_A = [float(f"{value:.7g}") for value in fields["origin"]]
-    if any(origin_A) and np.isfinite(origin_A).all():
-        attrs["origin_A"] = origin_A
+    origin_A = _find_origin(fields, axes, attrs["pixel_size_A"])
+    if origin_A.any() and np.isfinite(origin_A).all():
+        attrs["origin_A"] = [float(f"{value:.7g}") for value in origin_A]
     return np.ascontiguousarray(values), attrs
 
 
@@ -139,6 +139,16 @@ def _find_axes(path: str, fields: np.void) -> Array:
         rule = "mapc, mapr, maps of the header must be 1, 2 and 3 in some order"
         raise FormatError(sentence(path, rule, axes.tolist()))
     return axes
+
+
+def _find_origin(fields: np.void, axes: Array, pixel_size_A: float | None) -> Array:
+    """Return the place (x, y, z) of the first voxel in Å; 0 where the header says nothing."""
+    origin_A = _numbers(fields["origin"])
+    if not origin_A.any() and pixel_size_A:
+        # As maps of X-ray crystals have it, and many of EMDB: voxels from the origin of the cell.
+        origin_A = np.zeros(3)
+        origin_A[axes - 1] = _numbers(fields["start"]) * pixel_size_A
+    return origin_A
 
 
 def _find_pixel_size(path: str, fields: np.void) -> float | None:

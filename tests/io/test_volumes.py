@@ -112,6 +112,25 @@ def test_axes_in_any_order(volume: xr.DataArray, tmp_path: Path, axes: tuple[int
         assert (truth != volume.values).any()
 
 
+@pytest.mark.parametrize(
+    ("fields", "origin_A"),
+    [
+        ({"start": (-3, 2, 1)}, [-3.75, 2.5, 1.25]),
+        # Columns go along z, rows along y, sections along x.
+        ({"start": (-3, 2, 1), "axes": (3, 2, 1)}, [1.25, 2.5, -3.75]),
+        ({"start": (-3, 2, 1), "origin": (0, 7, 0)}, [0.0, 7.0, 0.0]),
+        ({"start": 0}, None),
+        ({"origin": (np.nan, 0, 1)}, None),
+    ],
+)
+def test_the_place_of_the_first_voxel(
+    volume: xr.DataArray, tmp_path: Path, fields: dict[str, Any], origin_A: Any
+) -> None:
+    path = save_volume(volume.assign_attrs(origin_A=[0, 0, 0]), tmp_path / "v.map")
+    change_header(path, **fields)
+    assert open_volume(path).attrs.get("origin_A") == origin_A
+
+
 def test_axes_that_are_left_empty_are_x_y_z(volume: xr.DataArray, tmp_path: Path) -> None:
     path = change_header(save_volume(volume, tmp_path / "v.map"), axes=0)
     np.testing.assert_array_equal(open_volume(path), volume)
