@@ -22,6 +22,7 @@ import numpy.typing as npt
 from emdask.backend import array_namespace, fourier_namespace
 from emdask.checks import require
 from emdask.kernels.slice_grid import ACCURACIES, GridPlan
+from emdask.kernels.transforms import to_images
 
 __all__ = [
     "ACCURACIES",
@@ -156,15 +157,7 @@ def project_volume(
     (4.0, 8)
     """
     slices = slice_volume(spectrum, matrices, shifts_px)
-    xp, fft = array_namespace(slices), fourier_namespace(slices)
-    size = (spectrum.plan.box_px,) * 2
-    if xp is not np:
-        return fft.irfft2(slices, s=size)
-    images = np.empty((len(slices), *size), np.float32)
-    # One by one, so that the other images of a batch do not show in the last digit.
-    for image, terms in zip(images, slices, strict=True):
-        image[:] = fft.irfft2(terms, s=size, overwrite_x=True)
-    return images
+    return to_images(slices, (spectrum.plan.box_px,) * 2)
 
 
 def empty_sums(box_px: int, accuracy: str = "normal", xp: ModuleType = np) -> SliceSums:

@@ -44,10 +44,11 @@ class Layout(NamedTuple):
         Offset of frequency 0.
     plane, row, channels
         Steps to the next z, y and x.
-    width
-        Cells of the kernel along each axis.
-    degrees
-        Coefficients of the polynomials of each of its weights.
+    taps
+        One for each cell of the kernel along an axis. A tuple, because its length is part of its
+        type: loops over it are compiled for that length.
+    powers
+        One for each coefficient of the polynomials of the weights.
     scale
         Cells between neighbouring frequencies of a slice.
     """
@@ -56,8 +57,8 @@ class Layout(NamedTuple):
     plane: int
     row: int
     channels: int
-    width: int
-    degrees: int
+    taps: tuple[int, ...]
+    powers: tuple[int, ...]
     scale: float
 
 
@@ -121,7 +122,8 @@ def _lay_out(plan: GridPlan, channels: int) -> tuple[Layout, Floats]:
     table = np.zeros((degrees, (1 + channels) * N_LANES), np.float32)
     table[:, :width] = plan.coefficients
     table[:, N_LANES : N_LANES + channels * width] = plan.coefficients.repeat(channels, axis=1)
-    layout = Layout(origin, plane, row, channels, width, degrees, plan.scale)
+    taps, powers = tuple(range(width)), tuple(range(degrees))
+    layout = Layout(origin, plane, row, channels, taps, powers, plan.scale)
     return layout, table.reshape(-1)
 
 
@@ -144,7 +146,7 @@ def locate(kx: int, ky: int, matrix: Doubles, layout: Layout) -> Any:
         Whether the point is in the half of the grid that is not stored, and its mate was taken;
         offset of the cell in the flat grid; arguments of the polynomials.
     """
-    half = 0.5 * layout.width
+    half = 0.5 * len(layout.taps)
     x = layout.scale * (kx * matrix[0, 0] + ky * matrix[1, 0])
     y = layout.scale * (kx * matrix[0, 1] + ky * matrix[1, 1])
     z = layout.scale * (kx * matrix[0, 2] + ky * matrix[1, 2])
@@ -166,8 +168,8 @@ def weigh(table: Floats, at: int, layout: Layout, offset: float) -> Any:
     """Eight weights: polynomials of an offset, whose coefficients begin at a column."""
     step = (1 + layout.channels) * N_LANES
     argument = broadcast(offset)
-    value = load(table, at + (layout.degrees - 1) * step)
-    for degree in range(layout.degrees - 2, -1, -1):
+    value = load(table, at + (len(layout.powers) - 1) * step)
+    for degree in range(len(layout.powers) - 2, -1, -1):
         value = multiply_add(value, argument, load(table, at + degree * step))
     return value
 
@@ -176,9 +178,9 @@ def weigh(table: Floats, at: int, layout: Layout, offset: float) -> Any:
 def ask_for(flat: Floats, kx: int, ky: int, matrix: Doubles, layout: Layout) -> None:
     """Bring the cells that reach a point nearer."""
     start = locate(kx, ky, matrix, layout)[1]
-    end = layout.width * layout.channels - 1
-    for k in range(layout.width):
-        for j in range(layout.width):
+    end = len(layout.taps) * layout.channels - 1
+    for k in range(len(layout.taps)):
+        for j in range(len(layout.taps)):
             at = start + k * layout.plane + j * layout.row
             prefetch(flat, at)
             prefetch(flat, at + end)
@@ -223,7 +225,7 @@ def read_point(
     is_mate, start, offset_z, offset_y, offset_x = locate(kx, ky, matrix, layout)
     store(weights, 0, weigh(table, 0, layout, offset_y))
     store(weights, N_LANES, weigh(table, 0, layout, offset_z))
-    if layout.width > N_LANES // 2:
+    if len(layout.taps) > N_LANES // 2:
         first, second = add_runs_wide(flat, start, layout, weights)
         second = second * weigh(table, 2 * N_LANES, layout, offset_x)
         first = multiply_add(first, weigh(table, N_LANES, layout, offset_x), second)
@@ -238,9 +240,9 @@ def read_point(
 def add_runs(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
     """Weighted sum of runs of four cells over z and y."""
     runs = broadcast(np.float32(0))
-    for k in range(layout.width):
+    for k in range(len(layout.taps)):
         plane = broadcast(np.float32(0))
-        for j in range(layout.width):
+        for j in range(len(layout.taps)):
             at = start + k * layout.plane + j * layout.row
             plane = multiply_add(broadcast(weights[j]), load(flat, at), plane)
         runs = multiply_add(broadcast(weights[N_LANES + k]), plane, runs)
@@ -251,9 +253,9 @@ def add_runs(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
 def add_runs_wide(flat: Floats, start: int, layout: Layout, weights: Floats) -> Any:
     """Weighted sum of runs of eight cells over z and y: two vectors."""
     left, right = broadcast(np.float32(0)), broadcast(np.float32(0))
-    for k in range(layout.width):
+    for k in range(len(layout.taps)):
         plane_left, plane_right = broadcast(np.float32(0)), broadcast(np.float32(0))
-        for j in range(layout.width):
+        for j in range(len(layout.taps)):
             at = start + k * layout.plane + j * layout.row
             weight = broadcast(weights[j])
             plane_left = multiply_add(weight, load(flat, at), plane_left)
@@ -316,7 +318,7 @@ def add_point(
         work[at + 2] = weight
     first = load(work, 2 * N_LANES) * weigh(table, N_LANES, layout, offset_x)
     second = load(work, 3 * N_LANES) * weigh(table, 2 * N_LANES, layout, offset_x)
-    if 3 * layout.width > 2 * N_LANES:
+    if 3 * len(layout.taps) > 2 * N_LANES:
         third = load(work, 4 * N_LANES) * weigh(table, 3 * N_LANES, layout, offset_x)
         add_to_runs_wide(flat, start, layout, work, first, second, third)
     else:
@@ -328,8 +330,8 @@ def add_to_runs(
     flat: Floats, start: int, layout: Layout, weights: Floats, first: Any, second: Any
 ) -> None:
     """Add two vectors to the runs of all z and y, weighted."""
-    for k in range(layout.width):
-        for j in range(layout.width):
+    for k in range(len(layout.taps)):
+        for j in range(len(layout.taps)):
             at = start + k * layout.plane + j * layout.row
             weight = broadcast(weights[N_LANES + k] * weights[j])
             store(flat, at, multiply_add(weight, first, load(flat, at)))
@@ -342,8 +344,8 @@ def add_to_runs_wide(
     flat: Floats, start: int, layout: Layout, weights: Floats, first: Any, second: Any, third: Any
 ) -> None:
     """Add three vectors to the runs of all z and y, weighted."""
-    for k in range(layout.width):
-        for j in range(layout.width):
+    for k in range(len(layout.taps)):
+        for j in range(len(layout.taps)):
             at = start + k * layout.plane + j * layout.row
             weight = broadcast(weights[N_LANES + k] * weights[j])
             store(flat, at, multiply_add(weight, first, load(flat, at)))
