@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import emdask
-from emdask.denoisers import FAMILY
+from emdask import denoisers, reconstructors
 from emdask.method import about, find_method, list_methods
 from emdask.variables import table
 
@@ -35,23 +35,33 @@ Path(__file__).with_name("variables.rst").write_text(
 )
 
 
-def describe_method(name: str) -> str:
-    """Section of one denoiser, from its record."""
-    record = find_method(FAMILY, name)
+def describe_method(family: str, name: str) -> str:
+    """Section of one method, from its record."""
+    record = find_method(family, name)
     params = record.params
-    learns = " Learns from the stack." if record.learn else ""
+    learns = " Learns from the stack." if getattr(record, "learn", None) else ""
+    devices = ", ".join(getattr(record, "apply", None) or record.insert)
     return (
         f"{name}\n{'-' * len(name)}\n\n"
-        f"{about(record)} Runs on {', '.join(record.apply)}.{learns}\n\n"
+        f"{about(record)} Runs on {devices}.{learns}\n\n"
         f".. autoclass:: {params.__module__}.{params.__qualname__}\n"
+    )
+
+
+def describe_methods(title: str, verb: str, family: str) -> str:
+    """Page of the methods of a family."""
+    return (
+        f"{title}\n{'=' * len(title)}\n\n"
+        f"``emdask.{verb}(stack, NAME, parameter=...)``, or\n"
+        f"``emdask {verb} IN OUT --method NAME``.\n\n"
+        + "\n".join(describe_method(family, name) for name in list_methods(family))
     )
 
 
 # The page of methods is written by their records.
 Path(__file__).with_name("methods.rst").write_text(
-    "Methods\n=======\n\n"
-    "``emdask.denoise(stack, NAME, parameter=...)``, or\n"
-    "``emdask denoise IN OUT --method NAME``.\n\n"
-    + "\n".join(describe_method(name) for name in list_methods(FAMILY)),
+    describe_methods("Denoising methods", "denoise", denoisers.FAMILY)
+    + "\n"
+    + describe_methods("Reconstruction methods", "reconstruct", reconstructors.FAMILY),
     encoding="utf-8",
 )

@@ -9,7 +9,8 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from emdask.io import open_stack, save_stack
+from emdask.io import open_stack, open_volume, save_stack, save_volume
+from emdask.phantoms import phantom
 from emdask.simulators.demo_images import demo_particles
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -37,6 +38,27 @@ def test_denoise_stack_of_a_file(tmp_path, capsys):
     load("denoise_stack").main(str(tmp_path / "in.star"), str(tmp_path / "out.mrcs"))
     assert "PSNR" not in capsys.readouterr().out
     assert open_stack(tmp_path / "out.star").shape == (2, 32, 32)
+
+
+def test_reconstruct_a_phantom(tmp_path, capsys):
+    out = tmp_path / "a.mrc"
+    curves = load("reconstruct").main(out=str(out), n_images=200, box_px=32)
+    said = capsys.readouterr().out
+    halves, truth = (float(line.split(" Å (")[0].split()[-1]) for line in said.splitlines()[1:])
+    assert open_volume(out).shape == (32, 32, 32)
+    for picture in (curves, out.with_suffix(".png")):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    # FSC 0.143 of half maps is to mean FSC 0.5 with the truth.
+    assert truth < 25
+    assert abs(halves / truth - 1) < 0.25
+
+
+def test_reconstruct_a_map(tmp_path, capsys):
+    truth = phantom(8, radius_A=20, width_A=8.0).volume(16, 4.0)
+    source = save_volume(truth, tmp_path / "truth.mrc")
+    load("reconstruct").main(str(source), str(tmp_path / "b.mrc"), n_images=50)
+    assert "50 images of (16, 16) pixels, 4.0 Å" in capsys.readouterr().out
+    assert open_volume(tmp_path / "b.mrc").attrs["pixel_size_A"] == 4.0
 
 
 def test_picture_of_the_readme(tmp_path):
