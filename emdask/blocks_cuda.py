@@ -30,6 +30,8 @@ USABLE_SHARE = 0.9
 # Of the working memory of such plans, what a thread keeps for its next piece.
 PLAN_BYTES = 128 * 2**20
 
+# Pixels of images that are worth a turn on the card: what each turn costs the host is little then.
+BATCH_PIXELS = 1 << 24
 # Of pinned memory by which arrays larger than it go to the card and back, a thread.
 SLAB_BYTES = 64 * 2**20
 REMEDY = 'End what else uses the card, take a larger one, or pass device="cpu" (--device cpu).'
@@ -202,6 +204,17 @@ def working_bytes(shape: tuple[int, ...]) -> int:
     1792.0
     """
     return prod(shape) * WORKING_BYTES_A_PIXEL + WORKING_BYTES_FIXED
+
+
+def batch_size(shape: tuple[int, int]) -> int:
+    """How many images of this shape are worth a turn on the card.
+
+    Examples
+    --------
+    >>> batch_size((128, 128))
+    1024
+    """
+    return max(1, BATCH_PIXELS // prod(shape))
 
 
 def _images_a_piece(images: Images) -> int:

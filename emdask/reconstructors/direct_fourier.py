@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from emdask.backend import array_namespace, run_on, to_device, to_host
-from emdask.blocks_cuda import working_bytes
+from emdask.blocks_cuda import batch_size, working_bytes
 from emdask.checks import check_integer, check_number, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.ctf import Optics
@@ -41,8 +41,6 @@ WHAT = "direct_fourier"
 # Projections of 5e-3 are good enough: what is left of the error is refined away (benchmarks).
 ACCURACY = "rough"
 IMAGES_AT_ONCE = 32
-# On a card, by their pixels: the sums are read and written once for so many images.
-PIXELS_ON_CARD = 1 << 24
 # Of a cell: real part, imaginary part and weight.
 SUM_BYTES = 12
 SOFT_PX = 5.0
@@ -199,7 +197,7 @@ def insert(
 
 
 def _images_at_once(box_px: int, device: str) -> int:
-    return IMAGES_AT_ONCE if device == "cpu" else max(1, PIXELS_ON_CARD // box_px**2)
+    return IMAGES_AT_ONCE if device == "cpu" else batch_size((box_px, box_px))
 
 
 def _add_up(

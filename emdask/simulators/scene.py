@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace, resolve_device, run_on, to_device, to_host
-from emdask.blocks_cuda import working_bytes
+from emdask.blocks_cuda import batch_size, working_bytes
 from emdask.kernels.coloured_noise import colour_noise, noise_gain
 from emdask.kernels.draws import normal_images
 from emdask.kernels.fourier import half_plane_weights
@@ -24,7 +24,7 @@ from emdask.kernels.slices import (
     prepare_volume,
     slice_volume,
 )
-from emdask.kernels.transforms import images_at_once, to_images
+from emdask.kernels.transforms import to_images
 from emdask.simulators.truth import (
     Views,
     draw_classes,
@@ -177,13 +177,13 @@ def read_noisy(scene: Scene, start: int, stop: int) -> Array:
 
 def _batches(scene: Scene, device: str, start: int, stop: int) -> list[Array]:
     """Numbers of the images that are made together."""
-    at_once = AT_ONCE if device == "cpu" else images_at_once(scene.shape)
+    at_once = AT_ONCE if device == "cpu" else batch_size(scene.shape)
     return [np.arange(first, min(first + at_once, stop)) for first in range(start, stop, at_once)]
 
 
 def _run(device: str, function: Callable[..., Any], scene: Scene, *args: Any) -> Any:
     """Run a function that makes a batch of images."""
-    n_bytes = working_bytes((images_at_once(scene.shape), *scene.shape))
+    n_bytes = working_bytes((batch_size(scene.shape), *scene.shape))
     return run_on(device, function, scene, *args, n_bytes=n_bytes, what="a batch of images")
 
 

@@ -66,6 +66,7 @@ def test_as_many_images_as_are_transformed_together(
     card: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scales, "TRANSFORM_PIXELS", 3 * 33 * 33)
+    monkeypatch.setattr(scene, "batch_size", lambda shape: 5)
     ours = make(card, snr=None, chunks=7).compute()
     theirs = make("cpu", snr=None).compute()
     largest = abs(theirs.clean.values).max()
