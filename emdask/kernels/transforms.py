@@ -13,7 +13,7 @@ import numpy as np
 from emdask.backend import array_namespace, fourier_namespace
 from emdask.kernels import scales
 
-__all__ = ["images_at_once", "to_half_planes", "to_images"]
+__all__ = ["to_half_planes", "to_images"]
 
 
 def to_half_planes(images: Any) -> Any:
@@ -41,7 +41,7 @@ def to_half_planes(images: Any) -> Any:
         for image, own in zip(images, terms, strict=True):
             own[:] = fft.rfft2(image.astype(np.float32, copy=False))
         return terms
-    batch = xp.zeros((images_at_once((h, w)), h, w), np.float32)
+    batch = xp.zeros((_images_at_once((h, w)), h, w), np.float32)
     for start in range(0, n, len(batch)):
         part = images[start : start + len(batch)]
         batch[: len(part)] = part
@@ -75,7 +75,7 @@ def to_images(terms: Any, shape: tuple[int, int]) -> Any:
         for own, image in zip(terms, images, strict=True):
             image[:] = fft.irfft2(own, s=shape)
         return images
-    batch = xp.zeros((images_at_once(shape), *terms.shape[1:]), np.complex64)
+    batch = xp.zeros((_images_at_once(shape), *terms.shape[1:]), np.complex64)
     for start in range(0, len(terms), len(batch)):
         part = terms[start : start + len(batch)]
         batch[: len(part)] = part
@@ -83,12 +83,5 @@ def to_images(terms: Any, shape: tuple[int, int]) -> Any:
     return images
 
 
-def images_at_once(shape: tuple[int, int]) -> int:
-    """How many images a card transforms together.
-
-    Examples
-    --------
-    >>> images_at_once((128, 128))
-    256
-    """
+def _images_at_once(shape: tuple[int, int]) -> int:
     return max(1, scales.TRANSFORM_PIXELS // (shape[0] * shape[1]))
