@@ -96,6 +96,7 @@ def reconstruct(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
     _check_square(source)
+    along = _along(source, params.half_maps)
     known = {**source.attrs, **_pixel_size(source)}
     params = record.complete(params, known, source.shape) if record.complete else params
     maps = fold_images(
@@ -104,7 +105,7 @@ def reconstruct(
         params,
         name=name,
         device=device,
-        along=_along(source, params.half_maps),
+        along=along,
         optics=optics_of(source.assign_attrs(known)),
         bad_pixels=bad_pixels,
     )

@@ -43,7 +43,8 @@ ACCURACY = "rough"
 IMAGES_AT_ONCE = 32
 # Of a cell: real part, imaginary part and weight.
 SUM_BYTES = 12
-SOFT_PX = 5.0
+# Edge of the ball, and the most that it takes of a small box.
+SOFT_PX, SOFT_SHARE = 5.0, 1 / 12
 # Share of a shell's mean weight that half maps are regularised by: only cells that few images
 # reach feel it.
 LEAST_SHARE = 1e-3
@@ -280,10 +281,11 @@ def finalize(sums: HalfSums, params: DirectFourier) -> xr.Dataset:
 
 
 def _ball(params: DirectFourier, box_px: int) -> Any:
-    radius_px = box_px / 2 - 1
+    soft_px = min(SOFT_PX, SOFT_SHARE * box_px)
+    radius_px = box_px / 2 - 1 - soft_px
     if params.diameter_A != "auto" and params.pixel_size_A is not None:
-        radius_px = min(params.diameter_A / params.pixel_size_A / 2 + SOFT_PX, radius_px)
-    return spherical_mask(box_px, radius_px - SOFT_PX, SOFT_PX)
+        radius_px = min(params.diameter_A / params.pixel_size_A / 2, radius_px)
+    return spherical_mask(box_px, radius_px, soft_px)
 
 
 def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
