@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_sigma, check_width
+from emdask.kernels.reductions import mean_of_pixels
 from emdask.kernels.smoothing import best_gaussian_widths
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 from emdask.method import Method, noise_parameter, parameter
@@ -73,7 +74,7 @@ def denoise(images: Any, params: Gaussian) -> Any:
         return denoise_at_unit_noise(images, params.sigma, _blur_best)
     # Without noise there would be nothing to do: a given width holds for any image.
     xp = array_namespace(images)
-    means = images.mean(axis=(1, 2), dtype="f8", keepdims=True)
+    means = mean_of_pixels(images)[:, None, None]
     return (_blur(images - means, [params.width_px] * len(images)) + means).astype(xp.float32)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from emdask.backend import array_namespace, filter_namespace
 from emdask.checks import check_sigma, check_window
+from emdask.kernels.reductions import mean_of_pixels
 from emdask.kernels.smoothing import best_kernels
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 from emdask.method import Method, noise_parameter, parameter
@@ -73,7 +74,7 @@ def denoise(images: Any, params: Mean) -> Any:
     """
     if params.size_px == "auto":
         return denoise_at_unit_noise(images, params.sigma, _smooth_best)
-    means = images.mean(axis=(1, 2), dtype="f8", keepdims=True)
+    means = mean_of_pixels(images)[:, None, None]
     return (_smooth(images - means, [params.size_px] * len(images)) + means).astype(np.float32)
 
 

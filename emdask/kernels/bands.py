@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from emdask.backend import array_namespace
 from emdask.kernels.noise import known_sigmas
+from emdask.kernels.reductions import mean_of_pixels
 from emdask.kernels.scales import from_frequencies, to_frequencies
 
 __all__ = ["best_cutoff", "filter_bands", "soft_edge"]
@@ -58,7 +59,7 @@ def filter_bands(images: Any, low: Any, high: Any, edge: float, sigma: Any) -> A
     """
     xp = array_namespace(images)
     cutoffs = [high] * len(images)
-    means = images.mean(axis=(1, 2), dtype="f8", keepdims=True)
+    means = mean_of_pixels(images)[:, None, None]
     spectra = to_frequencies((images - means).astype(np.float32))
     if high == "auto":
         sigmas = [float(value) for value in known_sigmas(images, sigma)]

@@ -31,6 +31,8 @@ constexpr int RUNS = 3;                       // parts of a column of shifts, on
 constexpr int MATCH_WARPS = 8;
 constexpr int LIST = 64;                      // candidates that a warp can sort
 constexpr int STRIDE = 8 * LANES;             // distances that a warp looks at together
+constexpr int SPIN = 12;
+constexpr int MOST_HALVINGS = 8;
 
 // Room for the distances of one reference block: whole strides, the rest of them filled with huge ones;
 // and 4 more, so that lanes side by side write to other banks.
@@ -159,17 +161,20 @@ __device__ __forceinline__ float pick(float (&v)[EACH], int rank) {
 }
 
 // Upper bound of the `group_size`-th smallest distance: shifts are dealt to bins, EACH a lane, whose
-// minima are distances too.
+// minima are distances too. Lanes turn by SPIN from one load to the next, or in windows nearly as wide
+// as a warp the nearest shifts, which lie in a disc, would share few bins.
 template <int EACH>
 __device__ __forceinline__ float bound_distance(const float* distances, int n_shifts,
                                                 int group_size) {
   float bins[EACH];
 #pragma unroll
   for (int i = 0; i < EACH; i++) bins[i] = HUGE_DISTANCE;
-  for (int start = threadIdx.x % LANES; start < n_shifts; start += STRIDE) {
+  for (int start = 0; start < n_shifts; start += STRIDE) {
 #pragma unroll
-    for (int k = 0; k < STRIDE / LANES; k++)
-      bins[k % EACH] = fminf(bins[k % EACH], distances[start + LANES * k]);
+    for (int k = 0; k < STRIDE / LANES; k++) {
+      const int lane = (threadIdx.x + SPIN * k) % LANES;
+      bins[k % EACH] = fminf(bins[k % EACH], distances[start + LANES * k + lane]);
+    }
   }
   return pick<EACH>(bins, group_size - 1);
 }
@@ -196,8 +201,23 @@ __device__ int count_within(const float* distances, int n_shifts, const Cut& cut
   return sum_over_warp(n);
 }
 
-// The exact cut that leaves `group_size` shifts, for the rare reference (flat ground) where the bound
-// leaves more than a list holds: bisection on the bits of the distance, then on the rank among equals.
+// Halve a bound that leaves more than a list holds until it leaves as many as the group and the list hold
+// both; false where that does not happen soon.
+__device__ bool halve_bound(const float* distances, int n_shifts, int group_size,
+                            const unsigned short* ranks, Cut& cut) {
+  float low = 0.0f, high = cut.bound;
+  for (int k = 0; k < MOST_HALVINGS; k++) {
+    cut.bound = 0.5f * (low + high);
+    const int n = count_within<false>(distances, n_shifts, cut, ranks);
+    if (n >= group_size && n <= LIST) return true;
+    if (n < group_size) low = cut.bound;
+    else high = cut.bound;
+  }
+  return false;
+}
+
+// The exact cut that leaves `group_size` shifts, for the rare reference (flat ground) where no bound
+// does: bisection on the bits of the distance, then on the rank among equals.
 __device__ Cut find_cut(const float* distances, int n_shifts, int group_size, float limit,
                         const unsigned short* ranks) {
   int low = -1, high = __float_as_int(limit);
@@ -266,8 +286,12 @@ __device__ void write_group(const float* distances, int n_shifts, int group_size
   int listed = list_within<false>(distances, n_shifts, cut, ranks, list);
   if (listed > LIST) {
     __syncwarp();  // before others write where these did
-    cut = find_cut(distances, n_shifts, group_size, limit, ranks);
-    listed = list_within<true>(distances, n_shifts, cut, ranks, list);
+    if (halve_bound(distances, n_shifts, group_size, ranks, cut)) {
+      listed = list_within<false>(distances, n_shifts, cut, ranks, list);
+    } else {
+      cut = find_cut(distances, n_shifts, group_size, limit, ranks);
+      listed = list_within<true>(distances, n_shifts, cut, ranks, list);
+    }
   }
   __syncwarp();
   const unsigned long long none = ~0ull;
@@ -334,7 +358,7 @@ namespace {
 
 // ---- Filtering --------------------------------------------------------------------------------
 //
-// One warp filters the groups of a strip: STRIP rows of reference blocks, one column after another. It
+// One warp filters the groups of a part of a strip: STRIP rows of reference blocks, one column after another. It
 // alone adds to its accumulator, a ring of columns in shared memory that moves along with the strip, so
 // no addition there needs to be atomic, and the order of additions is fixed. Columns that no later group
 // can reach are added to the sums of the image as integers (fixed point), which commute.
@@ -348,9 +372,9 @@ namespace {
 //
 // Haar transforms are left without their factors sqrt(1/2); `level` says how many are missing.
 
+constexpr int FILTER_WARPS = 4;           // of a thread block, at most
 constexpr int STRIP = 4;
-constexpr int FLUSHED = 16;               // columns that leave the ring at a time
-constexpr int RING_PAD = 8;               // rows of the ring lie 8 banks apart
+constexpr int FLUSHED = 8;                // columns that leave the ring at a time
 constexpr int PIXELS = BLOCK * BLOCK;
 constexpr int HALF_BLOCK = PIXELS / 2;
 constexpr int SLOTS = 32;                 // blocks at a time
@@ -453,7 +477,7 @@ struct Strip {
   const unsigned* marks;    // as many: row of the ring (offset) << 10, and column (offset)
   float* ring;              // at this lane's upper pixel of a block in the corner, without the column
   unsigned column;          // offset of this lane's column
-  unsigned wrap;            // offset of the last column of the ring, which has a power of two of them
+  unsigned wrap;            // bytes of a row of the ring
   unsigned below;           // offset of the lower pixel
   int slot;                 // place of this lane's block in its group
   int sizes[SLOTS / 8];     // used slots of each group, a power of two or 0
@@ -687,8 +711,9 @@ __device__ __forceinline__ float filter_slots(const Strip& strip, float threshol
 // Add one block, two pixels a lane, to the ring.
 __device__ __forceinline__ void add_to_ring(const Strip& strip, int place, float upper, float lower) {
   const unsigned mark = strip.marks[place];
-  char* at = reinterpret_cast<char*>(strip.ring) + (mark >> 10) +
-             ((mark + strip.column) & strip.wrap);
+  // Beyond the end of the row it goes on at its begin; before, the difference is a huge number.
+  const unsigned across = (mark & 1023u) + strip.column;
+  char* at = reinterpret_cast<char*>(strip.ring) + (mark >> 10) + min(across, across - strip.wrap);
   *reinterpret_cast<float*>(at) += upper;
   *reinterpret_cast<float*>(at + strip.below) += lower;
   // The next block may lie over this one.
@@ -743,12 +768,13 @@ __device__ __forceinline__ void add_ticks(unsigned long long* to, float ticks) {
   atomicAdd(to, static_cast<unsigned long long>(__float2ll_rn(ticks)));
 }
 
-// Add columns of a ring to the sums and clear them.
-__device__ void flush_ring(float* ring, int ring_columns, int n_rows, int width, int top,
-                           int first_column, int n_columns, const Sums& sums) {
-  for (int k = threadIdx.x; k < n_rows * n_columns; k += LANES) {
-    const int column = first_column + k % n_columns, row = k / n_columns;
-    float& value = ring[row * (ring_columns + RING_PAD) + (column & (ring_columns - 1))];
+// Add FLUSHED columns of a ring to the sums and clear them.
+__device__ __forceinline__ void flush_ring(float* ring, int ring_columns, int n_rows, int width, int top,
+                                           int first_column, const Sums& sums) {
+  const int column = first_column + threadIdx.x % FLUSHED;
+  float* at = ring + column % ring_columns;
+  for (int row = threadIdx.x / FLUSHED; row < n_rows; row += LANES / FLUSHED) {
+    float& value = at[row * ring_columns];
     // Blocks never reach outside of the image: what lies there is zero.
     if (value != 0.0f)
       add_ticks(sums.values + (top + row) * width + column, value * sums.ticks);
@@ -782,20 +808,25 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
                                              float threshold,
                                              const float* blend, const float* ticks,
                                              unsigned long long* values,
-                                             unsigned long long* weights) {
+                                             unsigned long long* weights, int part_columns) {
   using Slots = Shape<GROUP>;
   extern __shared__ float4 filter_memory[];
   const int lane = threadIdx.x, half = window / 2, y = lane / BLOCK, x = lane % BLOCK;
-  const int row = blockIdx.y * STRIP, strip_rows = min(STRIP, n_rows - row);
-  const int ring_rows = STEP * (STRIP - 1) + BLOCK + 2 * half, pitch = ring_columns + RING_PAD;
+  const int ring_rows = STEP * (STRIP - 1) + BLOCK + 2 * half;
+  // The last warps of an image may have nothing to do.
+  const int n_parts = (n_across + part_columns - 1) / part_columns;
+  const int place_of_warp = blockIdx.x * blockDim.y + threadIdx.y;
+  const int first = place_of_warp % n_parts * part_columns, row = place_of_warp / n_parts * STRIP;
+  const int strip_rows = max(0, min(STRIP, n_rows - row));
   const int top = margin + STEP * (first_row + row) - half;
   // A number that the compiler cannot know (it is 0) keeps the address in a register, where otherwise
   // each use would work it out anew.
-  float* turn = reinterpret_cast<float*>(filter_memory) + __shfl_sync(ALL, 0, 0);
+  float* turn = reinterpret_cast<float*>(filter_memory) + __shfl_sync(ALL, 0, 0) +
+                threadIdx.y * (TURN + 4 * SLOTS + ring_rows * ring_columns);
   unsigned* places = reinterpret_cast<unsigned*>(turn + TURN);
   unsigned* marks = places + 2 * SLOTS;
   float* ring = reinterpret_cast<float*>(marks + 2 * SLOTS);
-  for (int k = lane; k < ring_rows * pitch; k += LANES) ring[k] = 0.0f;
+  for (int k = lane; k < ring_rows * ring_columns; k += LANES) ring[k] = 0.0f;
 
   Strip strip = {};
   strip.noisy = noisy + blockIdx.z * n_pixels;
@@ -805,32 +836,33 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
   strip.turn = turn;
   strip.places = places;
   strip.marks = marks;
-  strip.ring = ring + y * pitch;
+  strip.ring = ring + y * ring_columns;
   strip.column = 4u * x;
-  strip.wrap = 4u * (ring_columns - 1);
-  strip.below = 4u * (BLOCK / 2 * pitch);
+  strip.wrap = 4u * ring_columns;
+  strip.below = 4u * (BLOCK / 2 * ring_columns);
   strip.slot = lane % Slots::IN_SLOTS;
   const Sums sums = {values + blockIdx.z * n_pixels, weights + blockIdx.z * n_pixels,
                      ticks[blockIdx.z]};
   const float upper_blend = blend[y] * blend[x], lower_blend = blend[BLOCK / 2 + y] * blend[x];
 
-  const int first = static_cast<int>(static_cast<long long>(blockIdx.x) * n_across / gridDim.x);
-  const int last = static_cast<int>(static_cast<long long>(blockIdx.x + 1) * n_across / gridDim.x);
   const long long corner = (static_cast<long long>(blockIdx.z) * n_rows + row) * n_across;
   int flushed = margin + STEP * first - half;
   int next[2];
   read_groups<GROUP>(groups, sizes, group_size, corner + first, n_across, strip_rows, next);
-  for (int column = first; column < last; column++) {
+  for (int column = first; column < first + part_columns; column++) {
     if (flushed + FLUSHED <= margin + STEP * column - half) {
-      flush_ring(ring, ring_columns, ring_rows, width, top, flushed, FLUSHED, sums);
+      flush_ring(ring, ring_columns, ring_rows, width, top, flushed, sums);
       flushed += FLUSHED;
     }
-    for (int i = 0; i < strip_rows; i += Slots::AT_ONCE) {
+    for (int i = 0; i < STRIP; i += Slots::AT_ONCE) {
+      // Instructions come from far and are many; warps that keep step wait for them together.
+      __syncthreads();
+      if (column >= n_across || i >= strip_rows) continue;
       const int place[2] = {next[0], next[1]};
       // Asked for early: the answer is on its way while this group is filtered.
       const bool below = i + Slots::AT_ONCE < strip_rows;
       const int next_row = below ? i + Slots::AT_ONCE : 0, next_column = column + !below;
-      if (next_column < last)
+      if (next_column < min(first + part_columns, n_across))
         read_groups<GROUP>(groups, sizes, group_size, corner + next_row * n_across + next_column,
                            n_across, strip_rows - next_row, next);
       const unsigned used = __ballot_sync(ALL, place[0] >= 0);
@@ -845,7 +877,7 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
           const int down = place[k] / width, across = place[k] - down * width;
           places[Slots::PER_SLOT * lane + k] = 4u * place[k];
           marks[Slots::PER_SLOT * lane + k] =
-              4u * ((down - top) * pitch) << 10 | 4u * (across & (ring_columns - 1));
+              4u * ((down - top) * ring_columns) << 10 | 4u * (across % ring_columns);
         }
       }
       __syncwarp();
@@ -864,42 +896,44 @@ __device__ __forceinline__ void filter_strip(const float* noisy, const float* ba
         if (place[k] >= 0) add_ticks(sums.weights + place[k], weight * WEIGHT_TICKS);
     }
   }
-  flush_ring(ring, ring_columns, ring_rows, width, top, flushed, ring_columns, sums);
+  for (int k = 0; strip_rows && k < ring_columns; k += FLUSHED)
+    flush_ring(ring, ring_columns, ring_rows, width, top, flushed + k, sums);
 }
 
 }  // namespace
 
-// Filter groups and add them to the sums. Grid: (parts of a strip, ceil(n_rows / 4), images), 32 threads;
-// shared memory: 1152 + 128 + (17 + 2 * (window / 2)) * (ring_columns + 8) floats.
+// Filter groups and add them to the sums. Grid: (ceil(parts / warps), 1, images), (32, warps) threads, at
+// most FILTER_WARPS warps; strips of 4 rows have ceil(n_across / part_columns) parts each. Shared memory of
+// a warp: 1152 + 128 + (17 + 2 * (window / 2)) * ring_columns floats.
 //   noisy, basic  (images, n_pixels) padded images in units of the noise; hard thresholding reads the first
 //   groups, sizes from `match_blocks`; group_size <= GROUP places a group
-//   ring_columns  a power of two of at least 2 * (window / 2) + 23
+//   ring_columns  a multiple of 8, at least 2 * (window / 2) + 15
 //   blend         (8) window of a block along one side
 //   ticks         (images) of the sums to a value of one; a power of two
 //   values, weights  (images, n_pixels) sums of the estimates, and weights of the blocks at their corners
 // ONLY, if defined, is the one GROUP to compile, or 0 for all but the filters: a part of the time of all.
 #define FILTER(NAME, GROUP, WIENER, RESIDENT)                                                           \
-  extern "C" __global__ void __launch_bounds__(32, RESIDENT)                                            \
+  extern "C" __global__ void __launch_bounds__(32 * FILTER_WARPS, RESIDENT / FILTER_WARPS)              \
   NAME(const float* noisy, const float* basic, long long n_pixels, int width, int margin, int first_row, \
        int n_rows, int n_across, int window, int ring_columns, int group_size, const int* groups,        \
        const int* sizes, float threshold, const float* blend, const float* ticks,                        \
-       unsigned long long* values, unsigned long long* weights) {                                        \
+       unsigned long long* values, unsigned long long* weights, int part_columns) {                      \
     filter_strip<GROUP, WIENER>(noisy, basic, n_pixels, width, margin, first_row, n_rows, n_across,      \
                                 window, ring_columns, group_size, groups, sizes, threshold, blend,       \
-                                ticks, values, weights);                                                \
+                                ticks, values, weights, part_columns);                                  \
   }
 
 #if !defined(ONLY) || ONLY == 8
-FILTER(filter_hard_8, 8, false, 10)
-FILTER(filter_wiener_8, 8, true, 10)
+FILTER(filter_hard_8, 8, false, 12)
+FILTER(filter_wiener_8, 8, true, 12)
 #endif
 #if !defined(ONLY) || ONLY == 16
-FILTER(filter_hard_16, 16, false, 10)
-FILTER(filter_wiener_16, 16, true, 10)
+FILTER(filter_hard_16, 16, false, 12)
+FILTER(filter_wiener_16, 16, true, 12)
 #endif
 #if !defined(ONLY) || ONLY == 32
-FILTER(filter_hard_32, 32, false, 10)
-FILTER(filter_wiener_32, 32, true, 10)
+FILTER(filter_hard_32, 32, false, 12)
+FILTER(filter_wiener_32, 32, true, 12)
 #endif
 #if !defined(ONLY) || ONLY == 64
 FILTER(filter_hard_64, 64, false, 8)

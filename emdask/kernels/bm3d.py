@@ -25,6 +25,7 @@ from emdask.kernels.bm3d_plan import (
     blend_window,
     crop_images,
 )
+from emdask.kernels.reductions import mean_of_pixels, over_pixels
 from emdask.kernels.scales import double, halve, has_coarser_scale, merge_scales
 
 __all__ = ["Rows", "Twin", "denoise_batch", "denoise_unit_noise"]
@@ -105,14 +106,13 @@ def denoise_batch(images: Array, sigmas: Array, profile: Profile, twin: Twin) ->
     (n, h, w) float32
     """
     xp = array_namespace(images)
-    sides = (1, 2)
-    contrasts = images.max(axis=sides).astype(np.float64) - images.min(axis=sides)
+    contrasts = over_pixels("max", images).astype(np.float64) - over_pixels("min", images)
     sigmas = xp.asarray(sigmas, np.float64)
     chosen = xp.flatnonzero(sigmas > LEAST_NOISE * contrasts)
     result = images.astype(np.float32)
     if chosen.size:
         units = sigmas[chosen, None, None]
-        offsets = images[chosen].mean(axis=sides, keepdims=True, dtype=np.float64)
+        offsets = mean_of_pixels(images[chosen])[:, None, None]
         scaled = _scale(images[chosen], offsets, units)
         estimates = denoise_unit_noise(scaled, profile, twin)
         result[chosen] = estimates * units.astype(np.float32) + offsets

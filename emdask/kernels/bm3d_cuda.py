@@ -21,6 +21,7 @@ from emdask.errors import DeviceError
 from emdask.kernels import bm3d_plan
 from emdask.kernels.bm3d import Rows, Twin, denoise_batch
 from emdask.kernels.bm3d_plan import BLOCK, FAR, NORMAL, STEP, Layout, Profile, search_shifts
+from emdask.kernels.reductions import over_pixels
 
 if TYPE_CHECKING:
     import cupy
@@ -62,10 +63,10 @@ SPARE_ROWS = STEP * (MATCH_ROWS - 1)
 SPARE_COLUMNS = 16
 # Of the filters: rows of reference blocks in a strip, and columns of them for one warp.
 STRIP_ROWS = 4
-STRIP_COLUMNS = 64
+STRIP_COLUMNS = 32
+FILTER_WARPS = 4
 TURN_FLOATS = BLOCK * BLOCK // 2 * 36 + 128
-RING_PAD = 8
-FLUSHED_COLUMNS = 16
+FLUSHED_COLUMNS = 8
 GROUP_SIZES = (8, 16, 32, 64)
 # Rows of an image are this far apart, modulo the 32 banks of the cache, so that those of a block do
 # not clash.
@@ -256,7 +257,7 @@ def start_sums(noisy: Array, part: slice) -> Sums:
     """What the filters add to, zero."""
     import cupy
 
-    largest = cupy.abs(cupy.where(noisy == FAR, np.float32(0), noisy)).max(axis=(1, 2))
+    largest = over_pixels("max", cupy.abs(cupy.where(noisy == FAR, np.float32(0), noisy)))
     shape = noisy[:, part].shape
     exponents = cupy.clip(cupy.frexp(largest)[1], -60, 60)
     return Sums(
@@ -310,25 +311,41 @@ def _filter(
 
     n_rows, group_size = rows[1] - rows[0], groups.shape[-1]
     window_px = 2 * layout.margin + 1
-    ring_columns = 64 if window_px - 1 + BLOCK + FLUSHED_COLUMNS - 1 <= 64 else 128
+    ring_columns = _ring_columns(window_px)
     ring_rows = STEP * (STRIP_ROWS - 1) + BLOCK + window_px - 1
-    shared_bytes = 4 * (TURN_FLOATS + ring_rows * (ring_columns + RING_PAD))
+    shared_bytes = 4 * (TURN_FLOATS + ring_rows * ring_columns)
     if shared_bytes > (most := _shared_bytes()[0]):
         rule = f"a window of {window_px} px needs {shared_bytes:,} bytes of shared memory"
         remedy = f"This card has {most:,}: choose a smaller window_px."
         raise DeviceError(sentence("bm3d", rule, remedy=remedy))
+    n_parts = -(-layout.n_across // STRIP_COLUMNS)
+    part_columns = -(-layout.n_across // n_parts)
+    n_warps = _fit_warps(shared_bytes)
     _launch(
         f"{name}_{min(size for size in GROUP_SIZES if size >= group_size)}",
-        (-(-layout.n_across // STRIP_COLUMNS), -(-n_rows // STRIP_ROWS), len(noisy)),
-        (32,),
+        (-(-n_parts * -(-n_rows // STRIP_ROWS) // n_warps), 1, len(noisy)),
+        (32, n_warps),
         (
             *(noisy, basic, np.int64(noisy[0].size), layout.width, layout.margin, rows[0], n_rows),
             *(layout.n_across, window_px, ring_columns, group_size, groups, sizes),
             *(np.float32(threshold), cupy.asarray(window)),
-            *(sums.ticks, sums.values, sums.weights),
+            *(sums.ticks, sums.values, sums.weights, part_columns),
         ),
-        shared_bytes,
+        n_warps * shared_bytes,
     )
+
+
+def _ring_columns(window_px: int) -> int:
+    """Columns of a ring: those that are in use at once, and rows 8 or 24 banks apart."""
+    columns = window_px - 1 + BLOCK + FLUSHED_COLUMNS - 1
+    return next(n for n in range(columns, columns + 32) if n % 32 in (8, 24))
+
+
+def _fit_warps(warp_bytes: int) -> int:
+    """Warps of a thread block of the filters, by which most fit onto a multiprocessor."""
+    most, in_all, reserved = _shared_bytes()
+    fitting = range(1, min(FILTER_WARPS, most // warp_bytes) + 1)
+    return max(fitting, key=lambda n: (n * (in_all // (n * warp_bytes + reserved)), n))
 
 
 def finish_sums(sums: Sums, layout: Layout, window: Array) -> Array:

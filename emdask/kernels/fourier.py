@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from emdask.backend import array_namespace
+from emdask.kernels.reductions import mean_of_pixels
 
 
 def frequency_grid(shape: tuple[int, int], pixel_size_A: float = 1.0) -> Any:
@@ -82,7 +83,7 @@ def power_spectrum(images: Any) -> Any:
     """
     xp = array_namespace(images)
     h, w = images.shape[-2:]
-    centred = images - images.mean(axis=(-2, -1), keepdims=True, dtype=np.float64)
+    centred = images - mean_of_pixels(images)[..., None, None]
     return xp.abs(xp.fft.rfft2(centred)) ** 2 / (h * w)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from emdask.backend import array_namespace
+from emdask.kernels.reductions import mean_of_pixels, over_pixels, variance_of_pixels
 
 __all__ = ["estimate_sigma", "estimate_snr", "known_sigmas"]
 
@@ -70,7 +71,7 @@ def estimate_sigma(images: Any) -> Any:
         return fine
     coarse = xp.concatenate([_clipped_deviation(xp, _coarse_detail(part)) for part in parts])
     # Filtered images may lack their finest detail; noise is never more than the whole image.
-    larger = xp.minimum(xp.maximum(fine, coarse), images.std(axis=(1, 2), dtype="f8"))
+    larger = xp.minimum(xp.maximum(fine, coarse), xp.sqrt(variance_of_pixels(images)))
     return xp.where(estimate_snr(images, fine) < 1, larger, fine)
 
 
@@ -116,27 +117,28 @@ def _coarse_detail(images: Any) -> Any:
 
 def _clipped_deviation(xp: Any, values: Any) -> Any:
     """Deviation within three deviations, image by image: (n, h, w) -> (n,)."""
-    power = (values * values).reshape(len(values), -1)
-    median = np.median(power, axis=1) if xp is np else bisect_median(power)
+    power = values * values
+    median = np.median(power, axis=(1, 2)) if xp is np else bisect_median(power)
     variance = median / NORMAL_MEDIAN**2
     # Where half of the image is flat, its median says nothing.
-    variance = xp.where(variance > 0, variance, xp.mean(power, axis=1))
+    variance = xp.where(variance > 0, variance, mean_of_pixels(power))
     for _ in range(N_CLIPS):
-        inside = power <= CLIP**2 * variance[:, None]
-        variance = xp.sum(power * inside, axis=1) / xp.sum(inside, axis=1) / CLIPPED_VARIANCE
+        inside = power <= CLIP**2 * variance[:, None, None]
+        sums = over_pixels("sum", power * inside)
+        variance = sums / over_pixels("sum", inside) / CLIPPED_VARIANCE
     return xp.sqrt(variance)
 
 
 def bisect_median(values: Any) -> Any:
-    """Median of each row of non-negative numbers, without sorting.
+    """Median of each image of non-negative numbers, without sorting.
 
     Bisection on the bits of the numbers, which sort as they do: 64 sums, where CuPy would sort each
-    row.
+    image.
 
     Parameters
     ----------
     values
-        (n, m) float64, finite and at least 0.
+        (n, h, w) float64, finite and at least 0.
 
     Returns
     -------
@@ -145,22 +147,23 @@ def bisect_median(values: Any) -> Any:
     Examples
     --------
     >>> import numpy as np
-    >>> bisect_median(np.array([[5.0, 1.0, 2.0, 7.0]]))
+    >>> bisect_median(np.array([[[5.0, 1.0], [2.0, 7.0]]]))
     array([3.5])
     """
     xp = array_namespace(values)
     bits = values.view(np.int64)
-    half = (values.shape[1] + 1) // 2
-    low, high = xp.full(len(values), -1), bits.max(axis=1)
+    n_values = values[0].size
+    half = (n_values + 1) // 2
+    low, high = xp.full(len(values), -1), over_pixels("max", bits)
     for _ in range(63):
         middle = low + (high - low) // 2
-        enough = (bits <= middle[:, None]).sum(axis=1) >= half
+        enough = over_pixels("sum", bits <= middle[:, None, None]) >= half
         low, high = xp.where(enough, low, middle), xp.where(enough, middle, high)
     lower = high.view(np.float64)
-    if values.shape[1] % 2:
+    if n_values % 2:
         return lower
-    above = xp.where(bits > high[:, None], values, np.inf).min(axis=1)
-    more = (bits <= high[:, None]).sum(axis=1) > half
+    above = over_pixels("min", xp.where(bits > high[:, None, None], values, np.inf))
+    more = over_pixels("sum", bits <= high[:, None, None]) > half
     return (lower + xp.where(more, lower, above)) / 2
 
 
@@ -186,6 +189,6 @@ def estimate_snr(images: Any, sigmas: Any) -> Any:
     3.0
     """
     xp = array_namespace(images)
-    variances = images.var(axis=(1, 2), dtype="f8")
+    variances = variance_of_pixels(images)
     safe = xp.where(sigmas > 0, sigmas, 1.0)
     return xp.where(sigmas > 0, xp.maximum(variances / safe**2 - 1, 0), xp.inf)

@@ -9,6 +9,7 @@ import numpy as np
 
 from emdask.backend import array_namespace
 from emdask.kernels.noise import known_sigmas
+from emdask.kernels.reductions import mean_of_pixels, variance_of_pixels
 
 __all__ = ["denoise_at_unit_noise", "image_by_image", "to_unit_noise"]
 
@@ -74,8 +75,8 @@ def to_unit_noise(images: Any, sigma: Any) -> tuple[Any, Any, Any, Any]:
     """
     xp = array_namespace(images)
     sigmas = known_sigmas(images, sigma)[:, None, None]
-    means = images.mean(axis=(1, 2), dtype="f8", keepdims=True)
-    deviations = images.std(axis=(1, 2), dtype="f8", keepdims=True)
+    means = mean_of_pixels(images)[:, None, None]
+    deviations = xp.sqrt(variance_of_pixels(images))[:, None, None]
     noisy = sigmas > LEAST_NOISE * deviations
     scales = xp.where(noisy, sigmas, 1.0)
     unit = xp.where(noisy, (images - means) / scales, 0.0).astype(np.float32)

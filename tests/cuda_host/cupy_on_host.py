@@ -226,6 +226,16 @@ class ndarray(np.ndarray):  # type: ignore[type-arg]  # noqa: N801
         refuse_host_arrays([value])
         super().__setitem__(to_host(key), to_host(value))
 
+    def var(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        """Variance, whose mean and differences are of the array's own type, whatever is asked."""
+        own = None if self.dtype.kind in "biu" else self.dtype
+        differences = self - self.mean(axis=axis, dtype=own, keepdims=True)
+        return (differences * differences).mean(axis=axis, dtype=dtype or own, keepdims=keepdims)
+
+    def std(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:  # type: ignore[override]
+        """Root of `var`."""
+        return np.sqrt(self.var(axis, dtype, keepdims))
+
     def get(
         self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
     ) -> Any:

@@ -241,7 +241,7 @@ def test_a_window_too_wide_for_a_card_is_told(
 ) -> None:
     from emdask.kernels import bm3d_cuda
 
-    monkeypatch.setattr(bm3d_cuda, "_shared_bytes", lambda: (65536, 65536, 0))
+    monkeypatch.setattr(bm3d_cuda, "_shared_bytes", lambda: (49152, 49152, 0))
     with pytest.raises(DeviceError, match=r"^bm3d: a window of 99 px needs .* smaller window_px"):
         bm3d_cuda.denoise(scenes(1, 26, 26), np.ones(1), Profile(window_px=99))
 
