@@ -30,6 +30,9 @@ from emdask.cluster import connect
 # Lines of a table in a file or a pipe are not to be broken at 80 letters.
 WIDTH_OF_FILES = 400
 SPEED_PERIOD_S = 300.0
+POLL_S = 0.5
+# Of tasks that are not done, as Dask's scheduler names them.
+OPEN_STATES = ("waiting", "no-worker", "queued", "processing", "erred")
 # Stopping a worker that is at work is no reason for a warning, and an error in a task reaches the
 # user as a sentence from this process.
 DASK_LOGGING = {"distributed.nanny": "error", "distributed.worker": "critical"}
@@ -89,6 +92,52 @@ def follow_images(
             progress.update(task, completed=written, total=total)
 
         yield on_progress
+
+
+def compute_and_follow(dataset: Any, client: Any, verb: str, group: str, n_images: int) -> Any:
+    """Compute a dataset of sums over images; a bar shows on stderr how many are added up.
+
+    Parameters
+    ----------
+    dataset : xarray.Dataset
+        Lazy.
+    client : distributed.Client
+        Whose workers compute.
+    verb
+        What happens, for the bar.
+    group
+        What the keys of the tasks that add images up begin with; each adds up about as many.
+    n_images
+        Images in all.
+
+    Returns
+    -------
+    xarray.Dataset
+        In memory.
+    """
+    if not Console(stderr=True).is_terminal:
+        return dataset.compute()
+    future = client.compute(dataset)
+    with follow_images(verb, n_images, client.dashboard_link) as on_progress:
+        while not future.done():
+            share = client.run_on_scheduler(_share_counter(group))
+            on_progress(round(share * n_images), n_images)
+            time.sleep(POLL_S)
+        if future.status == "finished":
+            on_progress(n_images, n_images)
+    return future.result()
+
+
+def _share_counter(group: str) -> Callable[..., float]:
+    """Return a function for the scheduler, which need not have this package."""
+
+    def share(dask_scheduler: Any) -> float:
+        found = [g for name, g in dask_scheduler.task_groups.items() if name.startswith(group)]
+        n_tasks = sum(sum(g.states.values()) for g in found)
+        n_open = sum(g.states[state] for g in found for state in OPEN_STATES)
+        return 1 - n_open / n_tasks if n_tasks else 0.0
+
+    return share
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from emdask.checks import sentence
-from emdask.console import Stopwatch, count_text, rate_text, say, say_table
+from emdask.console import Stopwatch, compute_and_follow, count_text, rate_text, say, say_table
 from emdask.errors import StackError
 from emdask.io import open_volume, save_volume
 from emdask.io.volumes import check_volume_target
@@ -76,12 +76,13 @@ def reconstruct_files(
     lazy = reconstruct(stack, method, **options, **parameters)
     known = None if reference is None else open_like("--reference", reference, lazy)
     given = None if mask in (AUTO, NONE) else open_like("--mask", Path(mask), lazy).values
-    _, record, params = resolve_method(FAMILY, method, parameters)
-    with workers.connect(record.insert, device):
+    name, record, params = resolve_method(FAMILY, method, parameters)
+    with workers.connect(record.insert, device) as client:
         say(f"Reconstructing from {count_text(len(stack))} ...")
         watch = Stopwatch()
         # Anew: chains of tasks are as many as the workers have threads.
-        found = reconstruct(stack, method, **options, **parameters).compute()
+        lazy = reconstruct(stack, method, **options, **parameters)
+        found = compute_and_follow(lazy, client, name, f"{name}-insert", len(stack))
         seconds = watch.seconds
     for name, target in targets.items():
         save_volume(found[name], target, overwrite=overwrite)

@@ -16,6 +16,8 @@ import pytest
 import emdask
 from emdask.console import connect_quietly
 from emdask.io import save_stack
+from emdask.phantoms import phantom
+from emdask.simulators import simulate
 
 PLUGIN = """
 import logging
@@ -104,6 +106,18 @@ def test_a_terminal_shows_bar_dashboard_and_what_workers_log_once(plugin_folder,
     assert seen.count("said by a worker") == 1
     assert "127.0.0.1" in seen
     assert "4 of 4 images" in seen
+
+
+def test_a_terminal_shows_how_many_images_are_added_up(tmp_path):
+    volume = phantom(8, radius_A=20, width_A=8.0).volume(16, 4.0)
+    save_stack(simulate(volume, 40, snr=1).images, tmp_path / "in.zarr")
+    words = ["reconstruct", "in.zarr", "map.mrc", "--workers", "1", "--mask", "none"]
+    process, ours = start_in_terminal(tmp_path, words, tmp_path)
+    seen = read_all(ours)
+    assert process.wait(60) == 0, seen
+    assert "direct_fourier" in seen
+    assert "40 of 40 images" in seen
+    assert "127.0.0.1" in seen
 
 
 def test_ctrl_c_while_workers_start_is_not_lost(plugin_folder, tmp_path):

@@ -132,6 +132,19 @@ def test_mask_of_a_file_or_none(folder):
     assert describe_mask("none", None) == "There is no mask."
 
 
+def test_nan_pixels_name_the_image_and_can_be_replaced(folder):
+    stack = open_stack("in.star")
+    pixels = stack.values.copy()
+    pixels[7, 3, 2] = np.nan
+    save_stack(stack.copy(data=pixels), "bad.zarr")
+    code, out, err = call("reconstruct", "bad.zarr", "map.mrc")
+    assert (code, out) == (2, "Reconstructing from 80 images ...\n")
+    assert "image 7 has 1 NaN" in err
+    assert not [path.name for path in folder.glob("map*")]
+    assert call("reconstruct", "bad.zarr", "map.mrc", "--bad-pixels", "replace")[0] == 0
+    assert np.isfinite(open_volume("map.mrc").values).all()
+
+
 def test_help_has_the_parameters_of_the_method():
     code, out, _ = call("reconstruct", "--help")
     text = " ".join(out.replace("│", " ").split())
