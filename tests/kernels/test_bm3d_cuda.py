@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from scipy.ndimage import gaussian_filter
 
 import emdask.kernels
 from emdask.errors import DeviceError
@@ -82,20 +83,33 @@ def test_equals_the_cpu_on_scraps(twin: Any, shape: tuple[int, int]) -> None:
 @pytest.mark.parametrize("limit", [60.0, 1e29])
 def test_groups_are_those_of_the_cpu(twin: Any, group_size: int, limit: float) -> None:
     """Bit by bit, in every row and column and in bands."""
-    import cupy
-
     images = scenes(2, 35, 50)
     # Flat ground: all blocks are equally near.
     images[1, :20] = 0.25
+    assert_groups_are_those_of_the_cpu(twin, images, 21, group_size, limit)
+
+
+def test_groups_on_smooth_ground(twin: Any) -> None:
+    """The nearest blocks lie side by side, and for some many are hardly farther than the last."""
+    noise = np.random.default_rng(2).normal(size=(1, 44, 64))
+    images = (10 * gaussian_filter(noise, (0, 5, 5))).astype(np.float32)
+    assert_groups_are_those_of_the_cpu(twin, images, 31, 32, 1e29)
+
+
+def assert_groups_are_those_of_the_cpu(
+    twin: Any, images: Floats, window_px: int, group_size: int, limit: float
+) -> None:
+    import cupy
+
     groups = []
     for module in (bm3d_cpu, twin):
         xp = np if module is bm3d_cpu else cupy
-        layout = module.TWIN.lay_out(images.shape[1:], 21)
+        layout = module.TWIN.lay_out(images.shape[1:], window_px)
         padded = module.TWIN.pad_images(xp.asarray(images), layout)
         for rows in ((0, 4), (4, layout.n_down)):
             found, sizes = (
                 part if xp is np else xp.asnumpy(part)
-                for part in module.match_blocks(padded, layout, rows, 21, group_size, limit)
+                for part in module.match_blocks(padded, layout, rows, window_px, group_size, limit)
             )
             used = np.arange(group_size) < sizes[..., None]
             assert not found[~used].any()
