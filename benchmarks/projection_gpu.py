@@ -29,6 +29,7 @@ from emdask.backend import why_no_cuda
 from emdask.kernels import slices
 from emdask.kernels.ctf import Optics
 from emdask.kernels.projections import rotation_matrices
+from emdask.lazy import FOLD_BYTES
 from emdask.phantoms import phantom
 from emdask.reconstructors.direct_fourier import METHOD, DirectFourier
 from emdask.simulators import simulate
@@ -56,10 +57,11 @@ def main() -> None:
     for box_px in [32] if arguments.quick else boxes:
         n = 16 if arguments.quick else max(16, arguments.images * 128**2 // box_px**2)
         scene = Scene(box_px, n)
+        block = scene if arguments.quick else Scene(box_px, FOLD_BYTES // 4 // box_px**2)
         for rows in (
             slice_table(scene, limits, arguments.seconds),
             sum_table(scene, limits, arguments.seconds),
-            host_table(scene, 1 if arguments.quick else 32),
+            host_table(block, 1 if arguments.quick else 64),
         ):
             lines += [*rows, ""]
             print("\n".join([*rows, ""]), flush=True)
@@ -273,7 +275,7 @@ def sum_by_peer(scene: Scene, tolerance: float) -> tuple[Any, Any]:
 
 
 def host_table(scene: Scene, part: int) -> list[str]:
-    """What a task does, on the card and, with a part of the images, on one core."""
+    """What a task does with its images, on the card and, with a part of them, on one core."""
     n, rows = scene.n_images, []
     few = max(4, n // part)
     ctf = {"defocus_A": (10_000, 20_000)}
@@ -294,7 +296,8 @@ def host_table(scene: Scene, part: int) -> list[str]:
     cpu_us = clock_us(lambda: insert("cpu", stack[:few]), few)
     title = "add up a block of images, with CTF, both halves"
     rows.append([title, f"{card_us:.1f}", f"{cpu_us:.0f}", f"{cpu_us / card_us:.0f}"])
-    return table(["host to host, µs an image", "card", "CPU, one core", "ratio"], rows)
+    title = f"host to host, {n} images, µs an image"
+    return table([title, "card", "CPU, one core", "ratio"], rows)
 
 
 def insert(device: str, stack: Any) -> Any:

@@ -144,6 +144,7 @@ def _upload_views(plan: GridPlan, matrices: Doubles, shifts_px: Doubles) -> tupl
     )
 
 
+@functools.lru_cache(maxsize=16)
 def _profile(plan: GridPlan) -> Doubles:
     """Polynomial of the kernel in ``1 - (distance / half width)^2``, constant first."""
     node = np.polynomial.chebyshev.chebpts1(4 * DEGREE)
