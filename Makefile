@@ -46,6 +46,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/ddtf.py
 	$(BIN)/python benchmarks/filters.py
 	$(BIN)/python benchmarks/deconvolution.py
+	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/pipeline.py --device cpu
 
