@@ -281,13 +281,14 @@ def _twin(array: Array) -> ModuleType:
 
 
 def _check_views(matrices: Views, shifts_px: Views | None) -> tuple[Any, Any]:
-    matrices = np.ascontiguousarray(matrices, np.float64)
+    # Copied: loops would be compiled once more for arrays that cannot be written to.
+    matrices = np.array(matrices, np.float64, order="C")
     require(matrices.shape[1:] == (3, 3), "slices", "matrices must be (v, 3, 3)", matrices.shape)
     defect = abs(matrices @ matrices.swapaxes(1, 2) - np.eye(3)).max(initial=0.0)
     require(defect <= LARGEST_DEFECT, "slices", "matrices must be rotations", float(defect))
     if shifts_px is None:
         return matrices, np.zeros((len(matrices), 2))
-    shifts = np.ascontiguousarray(shifts_px, np.float64)
+    shifts = np.array(shifts_px, np.float64)
     rule = f"shifts_px must be ({len(matrices)}, 2)"
     require(shifts.shape == (len(matrices), 2), "slices", rule, shifts.shape)
     return matrices, shifts
