@@ -95,6 +95,7 @@ def reconstruct_files(
     if curves:
         say()
         say_table(*resolution_table(curves))
+        say()
     if report is not None:
         write_reconstruction(
             report,
@@ -105,7 +106,6 @@ def reconstruct_files(
             symmetry=params.symmetry,
             mask=describe_mask(mask, given),
         )
-        say()
         say(f"report -> {report}")
 
 

@@ -12,9 +12,11 @@ from PIL import Image
 
 from emdask.kernels.fourier import radial_power
 from emdask.plots import (
+    about_median,
     draw_before_after,
     draw_comparison,
     draw_frc,
+    draw_images,
     draw_spectra,
     grey_limits,
     line_styles,
@@ -119,6 +121,17 @@ def test_preview_is_a_file_of_the_kind_that_its_name_says(tmp_path, rng, suffix,
     images = rng.normal(size=(3, 24, 24))
     path = save_figure(draw_before_after(images, images / 2), tmp_path / f"a{suffix}")
     assert path.read_bytes().startswith(start)
+
+
+def test_sets_of_images_are_beside_their_spectra(rng):
+    images = rng.normal(size=(20, 8, 8))
+    figure = draw_images({"images": images, "none": 0 * images}, pixel_size_A=2.0, title="here")
+    assert [axes.get_title() for axes in figure.axes] == ["images", "none", "power spectrum"]
+    shown = np.asarray(figure.axes[0].images[0].get_array())
+    np.testing.assert_array_equal(shown, montage(about_median(images[:16])))
+    assert figure.get_suptitle() == "here"
+    assert figure.axes[2].get_xlabel() == "frequency (1/Å)"
+    assert {axes.get_subplotspec().rowspan.start for axes in figure.axes} == {0}
 
 
 def test_pyplot_and_its_windows_are_not_loaded():

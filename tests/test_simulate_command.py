@@ -210,6 +210,11 @@ def test_micrographs_come_with_their_picks(map_path):
         (["phantom", "--defocus-A", "2:1"], "--defocus-A: must be a number, or a range LOW:HIGH"),
         (["phantom", "--defocus-A", "1:2:3"], "--defocus-A: must be a number, or a range"),
         (["phantom", "--defocus-A", "nan"], "--defocus-A: must be a number, or a range"),
+        (
+            ["phantom", "--defocus-A", "1e4", "--amplitude-contrast", "7"],
+            "simulate: amplitude_contrast must lie in [0, 1]; got 7.0.",
+        ),
+        (["phantom", "--defocus-A", "1e4", "--voltage-kV", "0:300"], "voltage_kV must lie in [1,"),
         (["phantom", "--proportions", "1,2"], "proportions must be 1 numbers"),
         (["phantom", "--proportions", "1;2"], "--proportions: must be numbers with , between"),
         (["phantom", "--resolution-A", "5"], "--resolution-A: goes with structures (.pdb, .cif)"),

@@ -35,6 +35,7 @@ CTF_DEFAULTS: Mapping[str, Any] = {
     "spherical_aberration_mm": 2.7,
     "amplitude_contrast": 0.1,
 }
+CTF_LIMITS = {"voltage_kV": (1.0, 10_000.0), "amplitude_contrast": (0.0, 1.0)}
 MICROSCOPE = ("voltage_kV", "spherical_aberration_mm", "amplitude_contrast")
 OPTIONAL = ("phase_shift_deg", "b_factor_A2")
 
@@ -204,6 +205,9 @@ def _draw_group(ctf: Mapping[str, Any], image_ids: Array, seed: int) -> dict[str
         name: _draw_value(name, ctf.get(name, default), draw, image_ids)
         for (name, default), draw in zip(CTF_DEFAULTS.items(), draws, strict=True)
     }
+    for name, (low, high) in CTF_LIMITS.items():
+        inside = bool(((values[name] >= low) & (values[name] <= high)).all())
+        require(inside, WHAT, f"{name} must lie in [{low:g}, {high:g}]", ctf.get(name))
     mean, difference = values.pop("defocus_A"), values.pop("astigmatism_A")
     axes = {"defocus_u_A": mean + difference / 2, "defocus_v_A": mean - difference / 2}
     return axes | values
