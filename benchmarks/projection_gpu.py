@@ -12,7 +12,7 @@ at once; setting the points is part of its time, as the views of every batch are
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import statistics
 import sys
 import time
@@ -174,9 +174,11 @@ def slice_table(scene: Scene, limits: Limits, seconds: float) -> list[str]:
 def peer_rows(
     scene: Scene, seconds: float, prepare: Callable[[Scene, float], tuple[Any, Any]]
 ) -> list[list[str]]:
-    """Rows of cufinufft at several tolerances; one that says so where it is not installed."""
-    if importlib.util.find_spec("cufinufft") is None:
-        return [["cufinufft", "not installed", "", "", ""]]
+    """Rows of cufinufft at several tolerances; one that says so where it cannot be used."""
+    try:
+        importlib.import_module("cufinufft")
+    except ImportError as error:
+        return [["cufinufft", f"cannot be imported: {error}", "", "", ""]]
     rows = []
     for tolerance in TOLERANCES:
         call, finish = prepare(scene, tolerance)
