@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emdask.backend import array_namespace, filter_namespace, fourier_namespace
+from emdask.backend import array_namespace, fourier_namespace
 from emdask.kernels.shells import shell_numbers, shell_sums
 from emdask.kernels.slice_grid import GridPlan
 from emdask.kernels.slices import data_to_volume
@@ -23,9 +23,6 @@ from emdask.kernels.symmetry import factor_group
 __all__ = ["shell_weights", "solve_volume", "symmetrise"]
 
 Array = Any
-# Off by 0.2 % up to 0.4 of the box from its centre; degree 5 halves that and takes three times as
-# long.
-SPLINE_ORDER = 3
 # Cells with less than this share of their shell's mean weight are not refined: where few images
 # reach them, T on the grid is not accurate enough.
 LEAST_REFINED = 0.2
@@ -156,55 +153,42 @@ def _convolve(volume: Array, response: Array, plan: GridPlan) -> Array:
     return fft.irfftn(terms, s=(m, m, m), overwrite_x=True)[:n, :n, :n]
 
 
-def symmetrise(grid: Array, matrices: npt.NDArray[np.float64]) -> Array:
+def symmetrise(grid: Array, matrices: npt.NDArray[np.float64], plan: GridPlan) -> Array:
     """Add up what a grid of Fourier terms becomes by each rotation of a group.
 
     Parameters
     ----------
-    grid : array, shape (m, m, m // 2 + 1)
-        Data or weights of `slices.fold_sums`, m even.
+    grid : NumPy array, shape (m, m, m // 2 + 1)
+        Data or weights of `slices.fold_sums`.
     matrices : float64 array, shape (g, 3, 3)
         All rotations (x, y, z) of the group, as of `symmetry.symmetry_matrices`.
+    plan
+        That of the sums.
 
     Returns
     -------
     array, shape (m, m, m // 2 + 1)
-        Of the same dtype. Between cells the grid is interpolated by cubic splines; rotations
-        are products of a few, so that an icosahedron takes 8 of them and not 59.
+        Of the same dtype. Between cells the grid is interpolated as slices are; rotations are
+        products of a few, so that an icosahedron takes 8 of them and not 59.
     """
+    from emdask.kernels.rotations_cpu import rotate_grid
+
+    coefficients = plan.coefficients.astype(np.float32)
     for factor in factor_group(matrices):
-        splines = _splines(grid)
-        grid = sum((_rotate(splines, matrix, grid.dtype) for matrix in factor), start=grid)
+        cells = _divide_out(grid, plan)
+        total = grid.astype(np.complex64)
+        for matrix in factor:
+            rotate_grid(cells, coefficients, np.ascontiguousarray(matrix), total)
+        grid = total if np.iscomplexobj(grid) else np.ascontiguousarray(total.real)
     return grid
 
 
-def _splines(grid: Array) -> list[Array]:
-    """Coefficients of the real part of the whole grid, centred, and of the imaginary one."""
-    xp, m = array_namespace(grid), len(grid)
-    negative = -np.arange(m) % m
-    mates = grid[negative][:, negative][..., m // 2 - 1 : 0 : -1].conj()
-    whole = xp.fft.fftshift(xp.concatenate([grid, mates], axis=2))
-    parts = [whole.real, whole.imag] if np.iscomplexobj(whole) else [whole]
-    prefilter = filter_namespace(grid).spline_filter
-    options = {"order": SPLINE_ORDER, "output": np.float32, "mode": "grid-wrap"}
-    return [prefilter(part, **options) for part in parts]
-
-
-def _rotate(splines: list[Array], matrix: npt.NDArray[np.float64], dtype: Any) -> Array:
-    """Value at ``matrix @ k`` for each cell k of the half that `rfftn` keeps."""
-    xp, m = array_namespace(splines[0]), len(splines[0])
-    turn = matrix[::-1, ::-1]  # of (z, y, x)
-    parts = [
-        filter_namespace(part).affine_transform(
-            part,
-            xp.asarray(turn),
-            offset=m // 2 - turn @ [m // 2, m // 2, 0],
-            output_shape=(m, m, m // 2 + 1),
-            order=SPLINE_ORDER,
-            mode="grid-wrap",
-            prefilter=False,
-        )
-        for part in splines
-    ]
-    value = parts[0] if len(parts) == 1 else parts[0] + np.complex64(1j) * parts[1]
-    return xp.fft.ifftshift(value, axes=(0, 1)).astype(dtype, copy=False)
+def _divide_out(grid: Array, plan: GridPlan) -> Array:
+    """Cells of the whole grid that the kernel interpolates to the grid."""
+    fft, m = fourier_namespace(grid), plan.grid_px
+    volume = fft.irfftn(grid, s=(m, m, m))
+    # Beyond the box, where copies of what is far away come in, it is left to fade.
+    most = plan.correction[0]
+    correction = np.minimum(plan.grid_correction, most).astype(np.float32)
+    volume *= correction[:, None, None] * correction[:, None] * correction
+    return fft.fftn(volume)

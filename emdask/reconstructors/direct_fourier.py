@@ -259,7 +259,7 @@ def finalize(sums: HalfSums, params: DirectFourier) -> xr.Dataset:
     """
     plan = sums.halves[0].plan
     group = symmetry_matrices(params.symmetry)
-    grids = [[symmetrise(grid, group) for grid in fold_sums(half)] for half in sums.halves]
+    grids = [[symmetrise(grid, group, plan) for grid in fold_sums(half)] for half in sums.halves]
     mask = _ball(params, plan.box_px)
     means = [shell_weights(weights, plan) for _, weights in grids]
     maps, found = {}, {}
