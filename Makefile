@@ -61,6 +61,7 @@ gpu: .venv/installed-dev
 	$(BIN)/python -m pytest -m gpu || tests=$$?; \
 	$(BIN)/python benchmarks/bm3d_gpu.py --out $(RESULTS)/bm3d_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/ksvd_gpu.py --out $(RESULTS)/ksvd_gpu.md || figures=$$?; \
+	$(BIN)/python benchmarks/projection_gpu.py --out $(RESULTS)/projection_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/pipeline.py --device cuda --out $(RESULTS)/pipeline_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/pipeline.py --device cuda --method copy --out $(RESULTS)/pipeline_gpu_copy.md || figures=$$?; \
 	$(BIN)/python benchmarks/codecs.py --out $(RESULTS)/codecs_gpu_machine.md || figures=$$?; \
