@@ -74,7 +74,9 @@ def reconstruct_files(
     options: dict[str, Any] = {"half_maps": half_maps, "device": device, "bad_pixels": bad_pixels}
     # Before workers start: a wrong parameter or file is to be told at once.
     lazy = reconstruct(stack, method, **options, **parameters)
-    known = None if reference is None else open_like("--reference", reference, lazy)
+    known = None
+    if reference is not None:
+        known = f"with {reference.name}", open_like("--reference", reference, lazy)
     given = None if mask in (AUTO, NONE) else open_like("--mask", Path(mask), lazy).values
     name, record, params = resolve_method(FAMILY, method, parameters)
     with workers.connect(record.insert, device) as client:
@@ -91,7 +93,7 @@ def reconstruct_files(
         say(f"half maps -> {targets['half_1']}, {targets['half_2']}")
     if mask == AUTO and (half_maps or known is not None):
         given = mask_from_volume(found.volume.values)
-    curves = judge(found, given, None if known is None else (f"with {reference}", known))
+    curves = judge(found, given, known)
     if curves:
         say()
         say_table(*resolution_table(curves))
