@@ -281,7 +281,7 @@ def reconstruct_torch(images: xr.DataArray) -> Any:
         ones = torch.ones((1, *slices.shape), dtype=torch.float32)
         found = projectors.backproject_2d_to_3d_forw(
             torch.from_numpy(slices)[None],
-            torch.from_numpy(matrices.astype(np.float32))[None],
+            torch.from_numpy(matrices.swapaxes(1, 2).astype(np.float32))[None],
             ones,
             fourier_radius_cutoff=float(n),
         )
