@@ -42,8 +42,10 @@ Images = npt.NDArray[Any]
 # What to do about NaN and infinite pixels.
 BAD_PIXELS = ("raise", "replace")
 COMBINE_AT_ONCE = 8
-# A task that adds images to large sums takes at least so many: the sums are copied once a task.
+# A task that adds images to large sums takes at least so many, and as much as so many volumes of
+# their edge: the sums, some ten volumes, are made and copied once a task.
 FOLD_BYTES = 64 * 2**20
+FOLD_VOLUMES = 2
 WRITES_AT_ONCE = 20_000
 LARGE_GRAPH = "4 GiB"
 
@@ -534,9 +536,10 @@ def fold_images(
 def _groups(images: da.Array) -> list[tuple[int, int]]:
     """First chunk and end of each run of chunks that one task takes."""
     n_bytes = np.array(images.chunks[0]) * prod(images.shape[1:]) * images.dtype.itemsize
+    least = max(FOLD_BYTES, FOLD_VOLUMES * 4 * images.shape[-1] ** 3)
     groups, first = [], 0
     for end in range(1, len(n_bytes) + 1):
-        if n_bytes[first:end].sum() >= FOLD_BYTES or end == len(n_bytes):
+        if n_bytes[first:end].sum() >= least or end == len(n_bytes):
             groups.append((first, end))
             first = end
     return groups
