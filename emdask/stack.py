@@ -119,6 +119,10 @@ def as_stack(images: Any) -> xr.DataArray:
 
 
 def _label_array(images: Any) -> xr.DataArray:
+    if isinstance(images, xr.Dataset):
+        remedy = "Pass one of its variables, such as dataset.images."
+        rule = "must be an array, not a dataset"
+        raise StackError(sentence("stack", rule, [*map(str, images.data_vars)], remedy))
     if not hasattr(images, "ndim"):
         images = np.asarray(images)
     if images.ndim not in (2, 3):

@@ -154,6 +154,7 @@ def test_what_does_not_fit_is_refused_at_once(method: str, images: xr.DataArray)
     refuse(StackError, "has no rot_deg, psi_deg. Open a .star file", bare)
     refuse(StackError, "pose of each image must be known", images.values)
     refuse(StackError, r"must be square.*\(24, 20\)", images[:, :, :20])
+    refuse(StackError, "not a dataset; got .'images'", xr.Dataset({"images": images}))
     unknown = images.copy()
     del unknown.attrs["pixel_size_A"]
     refuse(StackError, "pixel size of the stack must be known", unknown)
