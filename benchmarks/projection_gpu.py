@@ -29,7 +29,7 @@ from emdask.backend import why_no_cuda
 from emdask.kernels import slices
 from emdask.kernels.ctf import Optics
 from emdask.kernels.projections import rotation_matrices
-from emdask.lazy import FOLD_BYTES
+from emdask.lazy import FOLD_BYTES, FOLD_VOLUMES
 from emdask.phantoms import phantom
 from emdask.reconstructors.direct_fourier import METHOD, DirectFourier
 from emdask.simulators import simulate
@@ -57,7 +57,7 @@ def main() -> None:
     for box_px in [32] if arguments.quick else boxes:
         n = 16 if arguments.quick else max(16, arguments.images * 128**2 // box_px**2)
         scene = Scene(box_px, n)
-        block = scene if arguments.quick else Scene(box_px, FOLD_BYTES // 4 // box_px**2)
+        block = scene if arguments.quick else Scene(box_px, images_a_task(box_px))
         for rows in (
             slice_table(scene, limits, arguments.seconds),
             sum_table(scene, limits, arguments.seconds),
@@ -124,6 +124,12 @@ class Scene:
         ky, kx = np.meshgrid(np.fft.fftfreq(n, 1 / n), np.arange(n // 2 + 1), indexing="ij")
         inside = 4 * (kx**2 + ky**2) < n**2
         return kx[inside], ky[inside]
+
+
+def images_a_task(box_px: int) -> int:
+    """How many images a task of `emdask.reconstruct` takes on a card."""
+    pixels = max(FOLD_BYTES // 4, FOLD_VOLUMES["cuda"] * box_px**3)
+    return pixels // box_px**2
 
 
 def median_us(call: Callable[[], Any], scene: Scene, seconds: float) -> float:

@@ -68,7 +68,7 @@ RECORD = Reconstructor(params=Total, insert={"cpu": insert}, combine=combine, fi
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks of two images of 8 x 8 and more, with four bytes a pixel."""
     monkeypatch.setattr(lazy, "FOLD_BYTES", 2 * 8 * 8 * 4)
-    monkeypatch.setattr(lazy, "FOLD_VOLUMES", 0)
+    monkeypatch.setattr(lazy, "FOLD_VOLUMES", {"cpu": 0})
     LIVE.update(now=0, most=0)
 
 
@@ -110,7 +110,7 @@ def test_sums_are_copied_seldom_but_all_threads_have_work(
     monkeypatch: pytest.MonkeyPatch, n_threads: int, n_calls: int
 ) -> None:
     """Two volumes of 8 x 8 x 8 are 16 images, as long as each thread finds as many."""
-    monkeypatch.setattr(lazy, "FOLD_VOLUMES", 2)
+    monkeypatch.setattr(lazy, "FOLD_VOLUMES", {"cpu": 2})
     images = da.ones((200, 8, 8), chunks=(1, 8, 8), dtype=np.float32)
     with dask.config.set(num_workers=n_threads):
         result = fold(images, np.ones(200))
