@@ -4,9 +4,10 @@
 
 Times of the card are those of CUDA events around calls on arrays that are on the card already,
 after a warm-up; those from host to host are of the clock, with drawing poses and the way over the
-bus. Errors are relative L2 errors of images against the closed form of a phantom. cufinufft is
-optional: it is given the points of the same half discs, float32, and its best plan for all views
-at once; setting the points is part of its time, as the views of every batch are others.
+bus. Last comes the whole way: images simulated into a store, and reconstructed from it. Errors are
+relative L2 errors of images against the closed form of a phantom. cufinufft is optional: it is
+given the points of the same half discs, float32, and its best plan for all views at once; setting
+the points is part of its time, as the views of every batch are others.
 """
 
 from __future__ import annotations
@@ -15,20 +16,24 @@ import argparse
 import importlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask
 import numpy as np
 from arguments import QUICK, parse_count
 from bm3d_gpu import card_line, copy_bandwidth, describe_card, time_calls
 from tables import describe_machine, table, write_lines
 
+from emdask import open_stack, reconstruct, save_stack
 from emdask.backend import why_no_cuda
 from emdask.kernels import slices
 from emdask.kernels.ctf import Optics
 from emdask.kernels.projections import rotation_matrices
+from emdask.kernels.shells import shell_correlation
 from emdask.lazy import FOLD_BYTES, FOLD_VOLUMES
 from emdask.phantoms import phantom
 from emdask.reconstructors.direct_fourier import METHOD, DirectFourier
@@ -39,6 +44,8 @@ PIXEL_A = 2.0
 N_CHECKED = 8
 TOLERANCES = (1e-2, 1e-3, 1e-4)
 ANGLES = ("rot", "tilt", "psi")
+# That share a card.
+THREADS = 4
 HEAD = ("µs an image", "images/s", "floor, µs", "error")
 
 
@@ -65,7 +72,11 @@ def main() -> None:
         ):
             lines += [*rows, ""]
             print("\n".join([*rows, ""]), flush=True)
-    write_lines(lines, arguments.out)
+    rows = (
+        whole_table(Scene(32, 64), 16) if arguments.quick else whole_table(Scene(128, 20480), 1024)
+    )
+    print("\n".join(rows), flush=True)
+    write_lines([*lines, *rows], arguments.out)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -306,6 +317,51 @@ def host_table(scene: Scene, part: int) -> list[str]:
     rows.append([title, f"{card_us:.1f}", f"{cpu_us:.0f}", f"{cpu_us / card_us:.0f}"])
     title = f"host to host, {n} images, µs an image"
     return table([title, "card", "CPU, one core", "ratio"], rows)
+
+
+def whole_table(scene: Scene, chunk: int) -> list[str]:
+    """Simulate to Zarr and reconstruct from it; noise is drawn and maps are solved on the host."""
+    n, ctf = scene.n_images, {"defocus_A": (10_000, 20_000)}
+    rows = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        dask.config.set(scheduler="threads", num_workers=THREADS),
+    ):
+        for snr in (None, 0.1):
+            options = {"ctf": ctf, "shifts_A": 5.0, "chunks": chunk, "device": "cuda"}
+            made = simulate(scene.volume, n, snr=snr, **options).images
+            path = Path(folder) / f"{snr}.zarr"
+            noise = "without noise" if snr is None else f"SNR {snr}"
+            simulated = timed(lambda made=made, path=path: save_stack(made, path))
+            rows.append([f"simulate to Zarr, {noise}", *rates(simulated, made)])
+            maps: list[Any] = []
+            stack = open_stack(path)
+            found = timed(
+                lambda stack=stack, maps=maps: maps.append(
+                    reconstruct(stack, device="cuda").compute()
+                )
+            )
+            rows.append([f"reconstruct from it, {noise}", *rates(found, made)])
+            curve = shell_correlation(maps[0].volume.values, scene.volume.values)
+            rows[-1].append(f"{curve[len(curve) // 2]:.4f}")
+            rows[-2].append("")
+    size, title = scene.box_px, f"{n} images of {scene.box_px} px, {THREADS} threads"
+    head = [title, "wall s", "CPU s", "images/s", "MB/s", "FSC with the truth, half of Nyquist"]
+    return [f"## The whole way, {size} px", "", *table(head, rows)]
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, float]:
+    """Seconds of a call by the clock, and of the processor."""
+    clock, cpu = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def rates(seconds: tuple[float, float], stack: Any) -> list[str]:
+    """Cells of a row: seconds, images and bytes a second by the clock."""
+    wall_s, cpu_s = seconds
+    rate = len(stack) / wall_s
+    return [f"{wall_s:.1f}", f"{cpu_s:.1f}", f"{rate:,.0f}", f"{1e-6 * stack.nbytes / wall_s:,.0f}"]
 
 
 def insert(device: str, stack: Any) -> Any:

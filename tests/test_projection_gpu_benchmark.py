@@ -74,4 +74,7 @@ def test_tables_on_the_stand_in(
     for name in ("CTF |", "noise", "add up"):
         card_us, cpu_us, _ = map(float, cells(lines, name))
         assert min(card_us, cpu_us) > 0
+    lines = gpu.whole_table(gpu.Scene(32, 60), 20)
+    assert len(lines) == 8
+    assert float(cells(lines, "reconstruct from it, without noise")[-1]) > 0.5
     scenes._prepare.cache_clear()
