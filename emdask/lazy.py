@@ -27,6 +27,7 @@ from dask.base import get_scheduler, tokenize
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.local import get_sync
 from dask.system import CPU_COUNT
 from dask.utils import key_split
 
@@ -498,34 +499,33 @@ def fold_images(
     dask.delayed.Delayed
         What ``record.finalize`` returns.
     """
-    token = tokenize(images.name, record, params, device, along, optics, bad_pixels)
-    prefix = f"{name}-insert-{token}"
-    keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
-    graph = dict(optimize(images.dask, keys))
     n_chains = _count_threads()
-    chains = np.array_split(np.array(_groups(images, FOLD_VOLUMES[device], n_chains)), n_chains)
+    insert = partial(
+        _insert_blocks, record=record, params=params, device=device, bad_pixels=bad_pixels
+    )
+    token = tokenize(images.name, insert, along, optics, n_chains)
+    prefix = f"{name}-insert-{token}"
+    groups = _groups(images, FOLD_VOLUMES[device], n_chains)
+    keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
+    ends = np.cumsum([0, *images.chunks[0]])
+    graph = dict(optimize(images.dask, keys))
     last = []
-    for chain, groups in enumerate(chains):
+    for chain, run in enumerate(np.array_split(np.array(groups), n_chains)):
         before: Any = None
-        for step, (first, end) in enumerate(groups):
-            start, stop = (int(sum(images.chunks[0][:i])) for i in (first, end))
+        for step, (first, end) in enumerate(run):
+            part = slice(int(ends[first]), int(ends[end]))
             task = Task(
                 (prefix, chain, step),
-                _insert_blocks,
+                insert,
                 before,
                 List(*(TaskRef(key) for key in keys[first:end])),
-                record=record,
-                params=params,
-                device=device,
-                along={label: array[start:stop] for label, array in along.items()},
-                optics=optics and optics[start:stop],
-                first=start,
-                bad_pixels=bad_pixels,
+                first=part.start,
+                along={label: array[part] for label, array in along.items()},
+                optics=optics and optics[part],
             )
             graph[task.key] = task
             before = TaskRef(task.key)
-        if before is not None:
-            last.append(before.key)
+        last += [before.key] if before is not None else []
     _fuse_reads(graph, prefix)
     with on_cards(device):
         layers = HighLevelGraph.from_collections(prefix, graph)
@@ -550,9 +550,12 @@ def _groups(images: da.Array, n_volumes: int, n_chains: int) -> list[tuple[int, 
 
 def _count_threads() -> int:
     """Threads of the active client's workers, or those that Dask starts here."""
-    client = getattr(get_scheduler(), "__self__", None)
+    get = get_scheduler()
+    client = getattr(get, "__self__", None)
     if client is not None:
         return max(1, sum(int(n) for n in client.nthreads().values()))
+    if get is get_sync:
+        return 1
     return int(dask.config.get("num_workers", 0) or CPU_COUNT)
 
 
@@ -577,10 +580,10 @@ def _insert_blocks(
     record: Reconstructor,
     params: Any,
     device: str,
+    bad_pixels: str,
+    first: int,
     along: Mapping[str, Images],
     optics: Optics | None,
-    first: int,
-    bad_pixels: str,
 ) -> Any:
     images = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     images = _clean(images, first, bad_pixels)

@@ -123,6 +123,17 @@ def test_a_chunk_is_read_in_the_task_that_adds_it() -> None:
     assert len(tasks) <= 6 + lazy._count_threads() + 2
 
 
+def test_each_number_of_threads_has_its_own_tasks() -> None:
+    images = da.ones((12, 8, 8), chunks=(1, 8, 8), dtype=np.float32)
+    keys = []
+    for n_threads in (1, 3):
+        with dask.config.set(scheduler="threads", num_workers=n_threads):
+            keys.append({str(key) for key in fold(images, np.ones(12)).dask})
+    with dask.config.set(scheduler="synchronous"):
+        assert {str(key) for key in fold(images, np.ones(12)).dask} == keys[0]
+    assert not keys[0] & keys[1]
+
+
 def test_bad_image_is_named() -> None:
     images = np.zeros((6, 8, 8), np.float32)
     images[4, 2, 2] = np.nan
