@@ -93,6 +93,7 @@ def solve_volume(
     response = _convolution(weights, plan) + by_shell * np.float32(_unit(plan))
     least = _by_shell(LEAST_REFINED * shell_weights(weights, plan), shells)
     inverse *= xp.square(weights) / (xp.square(weights) + xp.square(least) + ~within)
+    del least, by_shell, within
     for _ in range(n_refinements):
         rest = target - _convolve(volume, response, plan)
         step = mask * _divide(_to_grid(rest, plan), inverse, plan)
@@ -128,9 +129,12 @@ def _to_grid(volume: Array, plan: GridPlan) -> Array:
     xp, fft = array_namespace(volume), fourier_namespace(volume)
     n, m = plan.box_px, plan.grid_px
     inverse = xp.asarray(1 / (m * plan.correction), np.float32)
+    place = xp.asarray((np.arange(n) - n // 2) % m)
     padded = xp.zeros((m, m, m), np.float32)
-    padded[:n, :n, :n] = volume * inverse[:, None, None] * inverse[:, None] * inverse
-    return fft.rfftn(xp.roll(padded, (-(n // 2),) * 3, (0, 1, 2)), overwrite_x=True)
+    padded[xp.ix_(place, place, place)] = (
+        volume * inverse[:, None, None] * inverse[:, None] * inverse
+    )
+    return fft.rfftn(padded, overwrite_x=True)
 
 
 def _convolution(weights: Array, plan: GridPlan) -> Array:
