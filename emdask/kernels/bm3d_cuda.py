@@ -8,10 +8,7 @@ thread blocks run does not show: the same images give the same bits, in any batc
 from __future__ import annotations
 
 import functools
-import logging
-import threading
-from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,10 +18,8 @@ from emdask.errors import DeviceError
 from emdask.kernels import bm3d_plan
 from emdask.kernels.bm3d import Rows, Twin, denoise_batch
 from emdask.kernels.bm3d_plan import BLOCK, FAR, NORMAL, STEP, Layout, Profile, search_shifts
+from emdask.kernels.launch_cuda import MOST_IMAGES, Program, launch
 from emdask.kernels.reductions import over_pixels
-
-if TYPE_CHECKING:
-    import cupy
 
 __all__ = [
     "TWIN",
@@ -37,17 +32,15 @@ __all__ = [
 ]
 
 Array = Any
-LOGGER = logging.getLogger("emdask")
-_COMPILING = threading.Lock()
-
-# As for NVRTC and nvcc.
-OPTIONS = ("-std=c++17", "-ftz=true")
+PROGRAM = Program(
+    "bm3d.cu",
+    greedy=("filter_hard", "filter_wiener", "match_blocks"),
+    notice="bm3d: loading its code for this card; the first time that takes about 15 s.",
+)
 
 # Working memory of a batch, bytes a pixel of the padded images; the tests add up what is alive.
 PIXEL_BYTES = 64
 BATCH_BYTES = 4 << 30
-# Thread blocks along the last side of a grid.
-MOST_IMAGES = 65535
 GROUP_BYTES = 256 << 20
 # Of sums, weights and what becomes of them; an image that leaves no room is summed up in slabs.
 SUM_BYTES = 24
@@ -170,7 +163,8 @@ def match_blocks(
     sizes = cupy.empty((n, n_blocks), np.int32)
     ranks, offsets = _shift_tables(cupy.cuda.Device().id, window_px, layout.width)
     n_down, n_columns = _match_tile(window_px)
-    _launch(
+    launch(
+        PROGRAM,
         "match_blocks",
         (-(-layout.n_across // n_columns), -(-n_rows // n_down), n),
         (MATCH_THREADS,),
@@ -321,7 +315,8 @@ def _filter(
     n_parts = -(-layout.n_across // STRIP_COLUMNS)
     part_columns = -(-layout.n_across // n_parts)
     n_warps = _fit_warps(shared_bytes)
-    _launch(
+    launch(
+        PROGRAM,
         f"{name}_{min(size for size in GROUP_SIZES if size >= group_size)}",
         (-(-n_parts * -(-n_rows // STRIP_ROWS) // n_warps), 1, len(noisy)),
         (32, n_warps),
@@ -367,57 +362,7 @@ def finish_sums(sums: Sums, layout: Layout, window: Array) -> Array:
 def _launch_pixels(name: str, images: Array, arguments: tuple[Any, ...]) -> None:
     """Launch a kernel of one thread a pixel."""
     n, height, width = images.shape
-    _launch(name, (-(-width // TILE[0]), -(-height // TILE[1]), n), TILE, arguments)
-
-
-def _launch(
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    arguments: tuple[Any, ...],
-    shared_bytes: int = 0,
-) -> None:
-    """Launch a kernel on the current stream of the current card."""
-    import cupy
-
-    # A bare Python number would be passed as 64 bits.
-    sized = tuple(np.int32(value) if isinstance(value, int) else value for value in arguments)
-    _kernel(cupy.cuda.Device().id, name)(grid, block, sized, shared_mem=shared_bytes)
-
-
-def _kernel(device: int, name: str) -> cupy.RawKernel:
-    """Kernel that is compiled once, whichever of a card's threads asks for it first."""
-    with _COMPILING:
-        return _load_kernel(device, name)
-
-
-@functools.cache
-def _load_kernel(device: int, name: str) -> cupy.RawKernel:
-    """Kernel that may use all shared memory of the card."""
-    stem, _, group = name.rpartition("_")
-    is_filter = stem in ("filter_hard", "filter_wiener")
-    kernel = _module(device, group if is_filter else "0").get_function(name)
-    if is_filter or name == "match_blocks":
-        kernel.max_dynamic_shared_size_bytes = _shared_bytes()[0]
-    return kernel
-
-
-@functools.cache
-def _module(device: int, only: str) -> cupy.RawModule:
-    """Source with the filters for groups of one size, or with all else, compiled for one card.
-
-    Denormal numbers count as zero: differences of images in units of the noise never are.
-    """
-    import cupy
-
-    _announce()
-    source = resources.files("emdask.kernels").joinpath("bm3d.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=(*OPTIONS, f"-DONLY={only}"))
-
-
-@functools.cache
-def _announce() -> None:
-    LOGGER.info("bm3d: loading its code for this card; the first time that takes about 15 s.")
+    launch(PROGRAM, name, (-(-width // TILE[0]), -(-height // TILE[1]), n), TILE, arguments)
 
 
 TWIN = Twin(

@@ -7,33 +7,23 @@ same images give the same bits, in any batch.
 
 from __future__ import annotations
 
-import functools
-import threading
-from importlib import resources
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from emdask.blocks_cuda import share_bytes
 from emdask.checks import sentence
 from emdask.errors import DeviceError
+from emdask.kernels.launch_cuda import MOST_IMAGES, Program, launch, most_shared_bytes
 from emdask.kernels.pursuit_cpu import LEAST_NEW
-
-if TYPE_CHECKING:
-    import cupy
 
 __all__ = ["code_patches", "denoise_images"]
 
 Array = Any
-_COMPILING = threading.Lock()
-
-# As for NVRTC and nvcc.
-OPTIONS = ("-std=c++17", "-ftz=true")
+PROGRAM = Program("pursuit.cu", greedy=("code_patches", "estimate_patches"))
 
 # Estimates of patches that wait to be averaged; what a card writes it soon reads again.
 BAND_BYTES = 128 << 20
-# Thread blocks along the last side of a grid.
-MOST_IMAGES = 65535
 
 LANES = 32
 # Of `pursuit.cu`: atoms that a lane can hold, and patches that wait for a warp.
@@ -264,7 +254,8 @@ def _launch_coder(
     n_patches, n_images = counts
     n_warps, warp_bytes = _fit_warps(dictionary, max_atoms)
     share = _patches_a_warp(n_patches * n_images)
-    _launch(
+    launch(
+        PROGRAM,
         f"{name}_{dictionary.atoms_a_lane}",
         (-(-n_patches // (share * n_warps)), 1, n_images),
         (LANES, n_warps),
@@ -290,18 +281,11 @@ def _fit_warps(dictionary: Dictionary, max_atoms: int) -> tuple[int, int]:
     together = 4 if dictionary.atoms_a_lane == ATOMS_A_LANE[-1] else 8
     floats = dictionary.n_pixels * together + max_atoms * (max_atoms | 1) + QUEUE_FLOATS
     warp_bytes = -(-floats // 4) * 16
-    n_warps = min(MOST_WARPS, _most_shared_bytes() // warp_bytes)
+    n_warps = min(MOST_WARPS, most_shared_bytes() // warp_bytes)
     if not n_warps:
         rule = f"patches of {dictionary.side} px need {warp_bytes:,} bytes of shared memory"
         raise DeviceError(sentence("ksvd", rule, remedy=REMEDY))
     return n_warps, warp_bytes
-
-
-def _most_shared_bytes() -> int:
-    """Shared memory that a thread block may have."""
-    import cupy
-
-    return int(cupy.cuda.Device().attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _launch_average(
@@ -309,53 +293,10 @@ def _launch_average(
 ) -> None:
     """Add the estimates of a band to the averages; one thread a pixel of the rows it reaches."""
     width, n_rows, side = band[1], band[3], band[4]
-    _launch(
+    launch(
+        PROGRAM,
         "average_patches",
         (-(-width // TILE[0]), -(-(n_rows + side - 1) // TILE[1]), len(images)),
         TILE,
         (estimates, images, *band, np.float32(blend), averages),
     )
-
-
-def _launch(
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    arguments: tuple[Any, ...],
-    shared_bytes: int = 0,
-) -> None:
-    """Launch a kernel on the current stream of the current card."""
-    import cupy
-
-    # A bare Python number would be passed as 64 bits.
-    sized = tuple(np.int32(value) if isinstance(value, int) else value for value in arguments)
-    _kernel(cupy.cuda.Device().id, name)(grid, block, sized, shared_mem=shared_bytes)
-
-
-def _kernel(device: int, name: str) -> cupy.RawKernel:
-    """Kernel that is compiled once, whichever of a card's threads asks for it first."""
-    with _COMPILING:
-        return _load_kernel(device, name)
-
-
-@functools.cache
-def _load_kernel(device: int, name: str) -> cupy.RawKernel:
-    """Kernel that may use all shared memory of the card."""
-    atoms_a_lane = name.rpartition("_")[2]
-    is_coder = atoms_a_lane.isdecimal()
-    kernel = _module(device, atoms_a_lane if is_coder else "0").get_function(name)
-    if is_coder:
-        kernel.max_dynamic_shared_size_bytes = _most_shared_bytes()
-    return kernel
-
-
-@functools.cache
-def _module(device: int, only: str) -> cupy.RawModule:
-    """Source with the kernels for one number of atoms a lane, or for none, compiled for one card.
-
-    Denormal numbers count as zero: in units of the noise they are.
-    """
-    import cupy
-
-    source = resources.files("emdask.kernels").joinpath("pursuit.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=(*OPTIONS, f"-DONLY={only}"))

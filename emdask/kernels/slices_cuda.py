@@ -8,30 +8,21 @@ points: the same images give the same bits, in any batch.
 from __future__ import annotations
 
 import functools
-import threading
-from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from emdask.blocks_cuda import share_bytes
+from emdask.kernels.launch_cuda import MOST_IMAGES, Program, launch
 from emdask.kernels.slice_grid import GridPlan
-
-if TYPE_CHECKING:
-    import cupy
 
 __all__ = ["insert_views", "slice_views"]
 
 Array = Any
 Doubles = npt.NDArray[np.float64]
-_COMPILING = threading.Lock()
+PROGRAM = Program("slices.cu")
 
-# As for NVRTC and nvcc.
-OPTIONS = ("-std=c++17", "-ftz=true")
-
-# Thread blocks along the last side of a grid.
-MOST_IMAGES = 65535
 # Points that wait to be added up: 16 bytes each.
 POINT_BYTES = 16
 POINTS_BYTES = 512 << 20
@@ -163,7 +154,8 @@ def _launch_cells(
 ) -> None:
     """Let each cell add up the points of all views that reach it."""
     depth, height, width = plan.shape
-    _launch(
+    launch(
+        PROGRAM,
         "insert_points",
         tuple(-(-size // tile) for size, tile in zip((width, height, depth), CELLS, strict=True)),
         CELL_THREADS,
@@ -181,43 +173,4 @@ def _launch_points(
     """Launch a kernel of one thread a frequency of a half plane."""
     n, rows, columns = points.shape[:3]
     grid = (-(-columns // TILE[0]), -(-rows // TILE[1]), n)
-    _launch(name, grid, TILE, arguments, shared_bytes)
-
-
-def _launch(
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    arguments: tuple[Any, ...],
-    shared_bytes: int = 0,
-) -> None:
-    """Launch a kernel on the current stream of the current card."""
-    import cupy
-
-    # A bare Python number would be passed as 64 bits.
-    sized = tuple(np.int32(value) if isinstance(value, int) else value for value in arguments)
-    _kernel(cupy.cuda.Device().id, name)(grid, block, sized, shared_mem=shared_bytes)
-
-
-def _kernel(device: int, name: str) -> cupy.RawKernel:
-    """Kernel that is compiled once, whichever of a card's threads asks for it first."""
-    with _COMPILING:
-        return _load_kernel(device, name)
-
-
-@functools.cache
-def _load_kernel(device: int, name: str) -> cupy.RawKernel:
-    width = name.rpartition("_")[2]
-    return _module(device, width if width.isdecimal() else "0").get_function(name)
-
-
-@functools.cache
-def _module(device: int, only: str) -> cupy.RawModule:
-    """Source with the slices of one width of the kernel, or with all else, compiled for one card.
-
-    Denormal numbers count as zero.
-    """
-    import cupy
-
-    source = resources.files("emdask.kernels").joinpath("slices.cu").read_text("utf-8")
-    return cupy.RawModule(code=source, options=(*OPTIONS, f"-DONLY={only}"))
+    launch(PROGRAM, name, grid, TILE, arguments, shared_bytes)

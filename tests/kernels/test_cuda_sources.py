@@ -18,7 +18,7 @@ from types import ModuleType
 import pytest
 
 import emdask
-from emdask.kernels.bm3d_cuda import OPTIONS
+from emdask.kernels.launch_cuda import OPTIONS
 from tests.cuda_host import host
 
 PACKAGE = Path(emdask.__file__).parent

@@ -14,6 +14,7 @@ import pytest
 import emdask.kernels
 from emdask.errors import DeviceError
 from emdask.kernels import pursuit_cpu
+from emdask.kernels.launch_cuda import OPTIONS
 from tests.kernels.test_cuda_sources import ask_nvrtc
 
 Floats = npt.NDArray[np.float32]
@@ -253,7 +254,7 @@ def test_cards_with_less_shared_memory(cuda_on_host: Any, monkeypatch: pytest.Mo
 
     images, atoms = scenes(1, 24, 20), random_atoms(256, 16)
     expected = denoise(pursuit_cuda, images, atoms, max_atoms=32)
-    monkeypatch.setattr(pursuit_cuda, "_most_shared_bytes", lambda: 30_000)
+    monkeypatch.setattr(pursuit_cuda, "most_shared_bytes", lambda: 30_000)
     np.testing.assert_array_equal(denoise(pursuit_cuda, images, atoms, max_atoms=32), expected)
 
 
@@ -279,10 +280,6 @@ def test_what_a_card_cannot_take_is_told(
 @pytest.mark.parametrize(
     ("architecture", "only"), [("90", "0"), ("90", "4"), ("90", "8"), ("75", "16")]
 )
-def test_compiles_as_cupy_compiles_it(cuda_on_host: Any, architecture: str, only: str) -> None:
-    from emdask.kernels import pursuit_cuda
-
+def test_compiles_as_cupy_compiles_it(architecture: str, only: str) -> None:
     source = Path(emdask.kernels.__path__[0], "pursuit.cu").read_text()
-    assert not ask_nvrtc(
-        source, f"-arch=sm_{architecture}", *pursuit_cuda.OPTIONS, f"-DONLY={only}"
-    )
+    assert not ask_nvrtc(source, f"-arch=sm_{architecture}", *OPTIONS, f"-DONLY={only}")
