@@ -23,6 +23,8 @@ OPTICS_NEEDED = (
     *("pixel_size_A", "voltage_kV", "spherical_aberration_mm", "amplitude_contrast"),
     "defocus_u_A",
 )
+# RELION's flags of images that are corrected for the CTF, in part or whole.
+CORRECTED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
 
 
 def build_stack(
@@ -214,8 +216,8 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     Raises
     ------
     StackError
-        If there is a defocus without the pixel size or what is to be known of the microscope, or if
-        one of these is not finite.
+        If there is a defocus without the pixel size or what is to be known of the microscope, if
+        one of these is not finite, or if RELION has flagged images as corrected for the CTF.
 
     Examples
     --------
@@ -227,6 +229,7 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     """
     if "defocus_u_A" not in stack.coords:
         return None
+    _check_not_corrected(stack)
     known = {name: stack.attrs[name] for name in OPTICS if name in stack.attrs}
     known |= {name: stack.coords[name].values for name in OPTICS if name in stack.coords}
     known.setdefault("defocus_v_A", known["defocus_u_A"])
@@ -236,6 +239,29 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
         remedy = f"Set it: stack.attrs[{missing[0]!r}] = ..."
         raise StackError(sentence("stack", rule, remedy=remedy))
     return Optics(**{name: _one_or_all(value) for name, value in _finite(known).items()})
+
+
+def _check_not_corrected(stack: xr.DataArray) -> None:
+    """Refuse images whose CTF is another than the one that their defocus tells."""
+    for flag in CORRECTED:
+        flagged = [word for word in _flags(stack, flag) if str(word) not in ("0", "0.0")]
+        if flagged:
+            rule = f"images must not be corrected for the CTF already, but {flag} is {flagged[0]}"
+            remedy = "Open them as they were recorded, or set it to 0 in their .star if they are."
+            raise StackError(sentence("stack", rule, remedy=remedy))
+
+
+def _flags(stack: xr.DataArray, label: str) -> list[Any]:
+    """Values of a label of the images, or else of their optics groups."""
+    if label in stack.coords:
+        return list(np.unique(stack.coords[label].values))
+    groups = stack.attrs.get("relion", {}).get("optics", {})
+    values = groups.get(label, [])
+    if "optics_group" not in stack.coords or "rlnOpticsGroup" not in groups:
+        return list(values)
+    used = set(np.unique(stack.coords["optics_group"].values).tolist())
+    pairs = zip(groups["rlnOpticsGroup"], values, strict=bool(values))
+    return [value for number, value in pairs if number in used]
 
 
 def _finite(known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from emdask.denoisers import denoise
 from emdask.errors import ParameterError, StackError
 from emdask.stack import add_provenance, as_stack, build_stack, choose_chunk, like_input, optics_of
 from emdask.variables import BY_NAME, VARIABLES, table
@@ -123,3 +124,37 @@ def test_the_table_is_sound() -> None:
     for v in VARIABLES:
         assert v.meaning
         assert f"``{v.name}``" in table()
+
+
+OPTICS = {
+    "pixel_size_A": 2.0,
+    "voltage_kV": 300.0,
+    "spherical_aberration_mm": 2.7,
+    "amplitude_contrast": 0.1,
+}
+
+
+@pytest.mark.parametrize("flag", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
+def test_images_whose_ctf_is_corrected_are_refused(flag: str) -> None:
+    coords = {"defocus_u_A": [1e4, 2e4], "optics_group": [3, 5]}
+    told = f"^stack: images must not be corrected for the CTF already, but {flag} is 1. Open"
+
+    def known(stack: xr.DataArray) -> bool:
+        return optics_of(stack) is not None
+
+    for values, message in (([0, 1], told), (["0", "1"], told), ([0, 0], None), (["0", "0"], None)):
+        groups = {"rlnOpticsGroup": [3, 4, 5], flag: [values[0], 1, values[1]]}
+        of_groups = build_stack(
+            da.zeros((2, 8, 8)), coords, OPTICS | {"relion": {"optics": groups}}
+        )
+        of_rows = build_stack(da.zeros((2, 8, 8)), coords | {flag: values}, OPTICS)
+        for stack in (of_groups, of_rows):
+            assert known(stack[:1])
+            if message is None:
+                assert known(stack)
+            else:
+                with pytest.raises(StackError, match=message):
+                    optics_of(stack)
+                with pytest.raises(StackError, match=message):
+                    denoise(stack, "wiener")
+    assert optics_of(of_groups.drop_vars("defocus_u_A")) is None
