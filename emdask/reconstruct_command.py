@@ -28,6 +28,8 @@ AUTO, NONE = "auto", "none"
 # Of pixel sizes that count as one: programs round them.
 SAME_PIXEL_SIZE = 5e-3
 TRUTH = 0.5
+# By which masks go beyond 0 and 1 where programs have resampled them.
+MASK_TOLERANCE = 0.01
 
 
 def reconstruct_files(
@@ -77,7 +79,7 @@ def reconstruct_files(
     known = None
     if reference is not None:
         known = f"with {reference.name}", open_like("--reference", reference, lazy)
-    given = None if mask in (AUTO, NONE) else open_like("--mask", Path(mask), lazy).values
+    given = None if mask in (AUTO, NONE) else open_mask(Path(mask), lazy)
     name, record, params = resolve_method(FAMILY, method, parameters)
     with workers.connect(record.insert, device) as client:
         say(f"Reconstructing from {count_text(len(stack))} ...")
@@ -154,6 +156,34 @@ def open_like(option: str, path: Path, found: xr.Dataset) -> xr.DataArray:
         remedy = "Pad or resample it first."
         raise StackError(sentence(f"{option} {path}", rule, f"{n} of {own_A:g} Å", remedy))
     return volume
+
+
+def open_mask(path: Path, found: xr.Dataset) -> Array:
+    """Open a mask that must lie on the voxels of the map.
+
+    Parameters
+    ----------
+    path
+        The file.
+    found
+        What `emdask.reconstruct` returned; nothing is computed.
+
+    Returns
+    -------
+    array, shape (n, n, n)
+
+    Raises
+    ------
+    StackError
+        If its size or its pixel size is another, or it is no mask but a map.
+    """
+    values = np.asarray(open_like("--mask", path, found).values)
+    low, high = float(values.min()), float(values.max())
+    if low < -MASK_TOLERANCE or high > 1 + MASK_TOLERANCE or high <= 0:
+        rule = "a mask must lie between 0 and 1, and not be 0 everywhere"
+        remedy = "Make one from a map, or pass --mask auto."
+        raise StackError(sentence(f"--mask {path}", rule, f"{low:.3g} to {high:.3g}", remedy))
+    return values
 
 
 def judge(

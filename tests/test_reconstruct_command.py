@@ -176,12 +176,18 @@ def test_help_has_the_parameters_of_the_method():
         (["in.star", "map.mrc", "--reference", "big.mrc"], "must have 24 voxels of 3 Å on edge"),
         (["in.star", "map.mrc", "--mask", "big.mrc"], "--mask big.mrc: must have 24 voxels"),
         (["in.star", "map.mrc", "--mask", "truth"], "truth"),
+        (["in.star", "map.mrc", "--mask", "half.mrc"], "must lie between 0 and 1"),
+        (["in.star", "map.mrc", "--mask", "grey.mrc"], "got '0 to 2'"),
+        (["in.star", "map.mrc", "--mask", "empty.mrc"], "and not be 0 everywhere; got '0 to 0'"),
         (["in.star", "map.mrc", "--report", "a.pdf"], "a.pdf: the name must end in .html"),
         (["in.star", "map.mrc", "--device", "gpu"], "device must be one of"),
     ],
 )
 def test_wrong_input_is_a_sentence_and_leaves_nothing(folder, words, said):
     save_volume(build_volume(np.ones((8, 8, 8)), 9.0), "big.mrc")
+    ramp = np.linspace(-0.02, 0.02, 24**3).reshape(24, 24, 24)
+    for name, values in (("half", ramp), ("grey", 50 * ramp + 1), ("empty", 0 * ramp)):
+        save_volume(build_volume(values, 3.0), f"{name}.mrc")
     before = sorted(path.name for path in folder.iterdir())
     code, out, err = call("reconstruct", *words)
     assert (code, out) == (2, "")
