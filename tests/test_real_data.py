@@ -147,5 +147,9 @@ def test_the_benchmark_of_real_maps_runs(shared_data: Path, tmp_path: Path) -> N
     command = [sys.executable, str(script), str(shared_data), "--quick", "--out", str(out)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert printed.count("| TRPV1 | 10 |") == 2
+    rows = [line.split(" | ") for line in printed.splitlines() if line.count(" | ") == 3]
+    mean = {row[0].removeprefix("| "): float(row[1]) for row in rows[2:]}
+    assert len(mean) == 6
+    assert mean.pop("as RELION means it") > max(mean.values()) + 0.01
     assert "has no poses. reconstruct: the pose of each image must be known" in printed
     assert out.read_text().splitlines() == printed.rstrip().splitlines()
