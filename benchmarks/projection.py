@@ -43,6 +43,11 @@ from emdask.phantoms import phantom
 Array = npt.NDArray[Any]
 
 REPEATS = 5
+# From the centre of a blob to where it ends, in its standard deviations.
+BLOB_WIDTHS = 7 / 3
+# Of the particle, shares of the box; the last of sharper blobs.
+REACHES = (0.2, 0.3, 0.4, 0.44)
+SHARP_PX = (1.5, 1.5)
 # A cache line holds so many floats.
 LINE = 16
 
@@ -72,7 +77,7 @@ def main() -> None:
     lines += [QUICK, ""] if arguments.quick else []
     print("\n".join(lines), flush=True)
     repeats = 1 if arguments.quick else REPEATS
-    for measure in (projection_table, adjoint_table, parts_table, floor_table):
+    for measure in (projection_table, reach_table, adjoint_table, parts_table, floor_table):
         rows = [*measure(task, repeats), ""]
         lines += rows
         print("\n".join(rows), flush=True)
@@ -89,9 +94,12 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_task(box_px: int, n_images: int) -> Task:
-    """A particle that takes up four fifths of the box, seen from anywhere."""
-    particle = phantom(200, radius_A=0.4 * box_px - 7, width_A=(1.7, 3.0), seed=1)
+def make_task(
+    box_px: int, n_images: int, reach: float = 0.4, widths_px: tuple[float, float] = (1.7, 3.0)
+) -> Task:
+    """A particle that reaches so far, as a share of the box, seen from anywhere."""
+    radius_px = reach * box_px - BLOB_WIDTHS * widths_px[1]
+    particle = phantom(200, radius_A=radius_px, width_A=widths_px, seed=1)
     rotation_deg = np.random.default_rng(2).uniform(-180, 180, (n_images, 3))
     truth = particle.project(rotation_deg, box_px=box_px, pixel_size_A=1.0)
     volume = particle.volume(box_px, 1.0).values
@@ -244,6 +252,24 @@ def measure_way(way: Way, task: Task, repeats: int) -> tuple[float, float, float
     once = milliseconds(lambda: way.prepare(task.volume), repeats)
     all_images = milliseconds(lambda: way.project(prepared, task.matrices), repeats)
     return once, all_images / len(images), error
+
+
+def reach_table(task: Task, repeats: int) -> list[str]:
+    """Errors of particles that reach farther and farther."""
+    n, box_px = min(len(task.truth), 20), len(task.volume)
+    rows = []
+    for reach in REACHES:
+        sharp = {"widths_px": SHARP_PX} if reach == REACHES[-1] else {}
+        other = make_task(box_px, n, reach, **sharp)
+        errors = []
+        for accuracy in ACCURACIES:
+            spectrum = prepare_volume(other.volume, accuracy)
+            images = project(spectrum, other.matrices)
+            errors.append(np.linalg.norm(images - other.truth) / np.linalg.norm(other.truth))
+        blobs = f", blobs of {SHARP_PX[0]:g} px" if sharp else ""
+        rows.append([f"{reach:.2f}{blobs}", *(f"{error:.1e}" for error in errors)])
+    head = ["radius of the particle, of the box", *ACCURACIES]
+    return ["Relative errors, by how far the particle reaches", "", *table(head, rows)]
 
 
 def adjoint_table(task: Task, repeats: int) -> list[str]:

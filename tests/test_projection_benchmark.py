@@ -13,7 +13,8 @@ def test_quick_run_prints_every_table() -> None:
     run = subprocess.run(
         [sys.executable, str(BENCHMARK), "--quick"], capture_output=True, text=True, check=True
     )
-    for title in ("projections of", "slices added up", "Parts of a projection", "Least work"):
+    titles = ("projections of", "how far the particle reaches", "slices added up")
+    for title in (*titles, "Parts of a projection", "Least work"):
         assert title in run.stdout
     for accuracy in ("rough", "normal", "high"):
         assert f"| emdask, {accuracy} |" in run.stdout
