@@ -48,14 +48,8 @@ def run_on_card(function: Callable[..., Result], *args: Any, n_bytes: int, what:
 
     Parameters
     ----------
-    function
-        Takes and returns what is on the host, by `upload` and `download`.
-    *args
-        Passed on to ``function``.
-    n_bytes
-        Memory of the card that it is taken to need.
-    what
-        What needs it, for the message.
+    function, *args, n_bytes, what
+        As of `emdask.backend.run_on`; ``function`` moves arrays by `upload` and `download`.
 
     Returns
     -------

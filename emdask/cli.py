@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from emdask import __version__
+from emdask import simulate_arguments as given
 from emdask.errors import EmdaskError
 from emdask.options import add_method_options, repeat_options, split_words, with_signature
 
@@ -480,283 +481,48 @@ def compare(
     )
 
 
-VOLUME_PANEL = "Volumes"
-CTF_PANEL = "CTF"
-MICROGRAPH_PANEL = "Micrographs"
-
-
 @app.command(context_settings=CONTEXT | UNDERSCORES)
 def simulate(
-    volumes: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="VOLUME...",
-            help="Maps (.mrc, .map, .zarr), structures (.pdb, .cif), or the word phantom; of "
-            "several, each is a class.",
-            show_default=False,
-        ),
-    ],
+    volumes: given.Volumes,
     out: Output,
-    n_images: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Number of images (default: 1000, of micrographs 10).",
-            min=1,
-            show_default=False,
-        ),
-    ] = None,
-    snr: Annotated[
-        str,
-        typer.Option(
-            metavar="NUMBER|none",
-            help="Variance of the images without noise, over the full frame / variance of the "
-            "noise, which is 1.",
-        ),
-    ] = "0.1",
-    noise: Annotated[
-        str,
-        typer.Option(metavar="WORD", help="white, or coloured: more of low frequencies, as ice."),
-    ] = "white",
-    poses: Annotated[
-        str,
-        typer.Option(metavar="WORD", help="uniform, or cone: views within a cone about one axis."),
-    ] = "uniform",
-    cone_deg: Annotated[
-        float, typer.Option(metavar="FLOAT", help="Half of the cone's opening, degrees.")
-    ] = 10.0,
-    view_deg: Annotated[
-        str, typer.Option(metavar="ROT:TILT", help="Axis of the cone, degrees.")
-    ] = "0:0",
-    shift_A: Annotated[
-        float,
-        typer.Option("--shift-A", metavar="FLOAT", help="Largest shift along each axis, Å."),
-    ] = 0.0,
-    proportions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N...", help="Of the classes (default: equal ones).", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the random numbers.", min=0)] = 0,
-    accuracy: Annotated[
-        str,
-        typer.Option(
-            metavar="WORD",
-            help="Of the projections: relative error of rough 5e-3, normal 3e-4, high 3e-5.",
-        ),
-    ] = "normal",
-    clean: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE", help="Write the images without noise, too.", show_default=False
-        ),
-    ] = None,
+    n_images: given.NImages = None,
+    snr: given.Snr = "0.1",
+    noise: given.Noise = "white",
+    poses: given.Poses = "uniform",
+    cone_deg: given.ConeDeg = 10.0,
+    view_deg: given.ViewDeg = "0:0",
+    shift_A: given.ShiftA = 0.0,
+    proportions: given.Proportions = None,
+    seed: given.Seed = 0,
+    accuracy: given.Accuracy = "normal",
+    clean: given.CleanFile = None,
     preview: Preview = None,
     device: Device = None,
     workers: Workers = None,
     scheduler: Scheduler = "",
     resume: Resume = False,
     overwrite: Overwrite = False,
-    pixel_size_A: Annotated[
-        float | None,
-        typer.Option(
-            "--pixel-size-A",
-            metavar="FLOAT",
-            help="Edge of a voxel and of a pixel in Å: for structures, and for maps that do not "
-            "say (phantom: 2).",
-            rich_help_panel=VOLUME_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    box_px: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Edge of the images: for structures (default: half as much again as they need to "
-            "turn) and phantom (default: 128).",
-            rich_help_panel=VOLUME_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    resolution_A: Annotated[
-        float | None,
-        typer.Option(
-            "--resolution-A",
-            metavar="FLOAT",
-            help="Of structures, Å; at least two voxels.",
-            rich_help_panel=VOLUME_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    chains: Annotated[
-        str | None,
-        typer.Option(
-            metavar="A,B...",
-            help="Of structures (default: all).",
-            rich_help_panel=VOLUME_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    density: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Of structures: electrostatic or gaussian (default: electrostatic).",
-            rich_help_panel=VOLUME_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    defocus_A: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--defocus-A",
-            metavar="LOW:HIGH",
-            help="Underfocus in Å, drawn from a range, or a number (default: no CTF). Given "
-            "several times, each makes an optics group.",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    astigmatism_A: Annotated[
-        str | None,
-        typer.Option(
-            "--astigmatism-A",
-            metavar="LOW:HIGH",
-            help="Difference of the two defocus values in Å, its axis at random (default: 0).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    phase_shift_deg: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LOW:HIGH",
-            help="Of a phase plate, degrees (default: 0).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    b_factor_A2: Annotated[
-        str | None,
-        typer.Option(
-            "--b-factor-A2",
-            metavar="LOW:HIGH",
-            help="Of the envelope, Å² (default: 0).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    voltage_kV: Annotated[
-        str | None,
-        typer.Option(
-            "--voltage-kV",
-            metavar="NUMBER",
-            help="Of the microscope (default: 300).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    spherical_aberration_mm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Of the microscope (default: 2.7).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    amplitude_contrast: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER",
-            help="Share of it, 0 to 1 (default: 0.1).",
-            rich_help_panel=CTF_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    micrographs: Annotated[
-        bool,
-        typer.Option(
-            "--micrographs",
-            help="Make micrographs; where the particles are is written to OUT_picks.star.",
-            rich_help_panel=MICROGRAPH_PANEL,
-        ),
-    ] = False,
-    size_px: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|HEIGHT:WIDTH",
-            help="Edges of a micrograph (default: 4096).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    n_particles: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|LOW:HIGH",
-            help="In a micrograph (default: as many as cover a seventh of it).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    min_distance_A: Annotated[
-        float | None,
-        typer.Option(
-            "--min-distance-A",
-            metavar="FLOAT",
-            help="Between centres of particles, Å (default: their diameter).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    crowding: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT",
-            help="Share of the particles that is put next to others, 0 to 1 (default: 0).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    ice: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT",
-            help="How much darker the thickest ice is than the thinnest; noise is 1 (default: 1).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    carbon: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FLOAT",
-            help="Share of the micrographs that show the carbon film, 0 to 1 (default: 0).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    n_crystals: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|LOW:HIGH",
-            help="Lumps of ice and dirt in a micrograph (default: 0).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    snr_in: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORD",
-            help="Where SNR is measured: frame, or particles, the discs of their diameter "
-            "(default: frame).",
-            rich_help_panel=MICROGRAPH_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    pixel_size_A: given.VoxelSize = None,
+    box_px: given.BoxPx = None,
+    resolution_A: given.ResolutionA = None,
+    chains: given.Chains = None,
+    density: given.Density = None,
+    defocus_A: given.DefocusA = None,
+    astigmatism_A: given.AstigmatismA = None,
+    phase_shift_deg: given.PhaseShiftDeg = None,
+    b_factor_A2: given.BFactorA2 = None,
+    voltage_kV: given.VoltageKV = None,
+    spherical_aberration_mm: given.SphericalAberrationMm = None,
+    amplitude_contrast: given.AmplitudeContrast = None,
+    micrographs: given.Micrographs = False,
+    size_px: given.SizePx = None,
+    n_particles: given.NParticles = None,
+    min_distance_A: given.MinDistanceA = None,
+    crowding: given.Crowding = None,
+    ice: given.Ice = None,
+    carbon: given.Carbon = None,
+    n_crystals: given.NCrystals = None,
+    snr_in: given.SnrIn = None,
 ) -> None:
     """Make images of volumes whose truth is known: X = CTF * (P V) + N.
 
