@@ -63,7 +63,8 @@ def start_workers(**resources: dict[str, int]) -> Iterator[Any]:
         name: {"cls": Worker, "options": {"nthreads": 2, "resources": declared, "name": name}}
         for name, declared in resources.items()
     }
-    scheduler = {"cls": Scheduler, "options": {"dashboard": False}}
+    options = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": options}
     with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
         yield client
 
