@@ -49,8 +49,9 @@ def build_volume(
     >>> volume.dims, volume.dtype, volume.attrs["pixel_size_A"]
     (('z', 'y', 'x'), dtype('float32'), 2.5)
     """
+    cube = _check_cube(array)
     known = {**(attrs or {}), "pixel_size_A": _check_pixel_size(pixel_size_A)}
-    return xr.DataArray(_check_cube(array), dims=VOLUME_DIMS, attrs=known, name="volume")
+    return xr.DataArray(cube, dims=VOLUME_DIMS, attrs=known, name="volume")
 
 
 def as_volume(volume: Any, pixel_size_A: float | None = None) -> xr.DataArray:
@@ -89,7 +90,14 @@ def as_volume(volume: Any, pixel_size_A: float | None = None) -> xr.DataArray:
 
 
 def _check_cube(array: Any) -> Any:
-    values = np.asarray(array)
+    try:
+        values = np.asarray(array)
+    except (TypeError, ValueError):  # a dataset; lists of different lengths
+        values = np.asarray(None)
+    if values.dtype.kind == "O":
+        rule = "must be an array of numbers of dims (z, y, x)"
+        remedy = "Of a dataset pick one array, as found.volume; several volumes go into a list."
+        raise StackError(sentence("volume", rule, type(array).__name__, remedy))
     if values.ndim != 3 or len(set(values.shape)) != 1 or 0 in values.shape:
         remedy = "Pad or crop it to the longest or shortest edge."
         rule = "must be a cube of dims (z, y, x)"

@@ -43,6 +43,11 @@ def test_a_lazy_volume_is_computed():
         (np.zeros((0, 0, 0)), "volume: must be a cube"),
         (np.zeros((4, 4, 4), complex), "volume: voxels must be real numbers; got 'complex128'."),
         (xr.DataArray(np.zeros((4,) * 3), dims=("image", "y", "x")), "dims must be (z, y, x)"),
+        (None, "volume: must be an array of numbers of dims (z, y, x); got 'NoneType'."),
+        ({"volume": 1}, "got 'dict'. Of a dataset pick one array"),
+        (xr.Dataset(), "got 'Dataset'. Of a dataset pick one array, as found.volume"),
+        ((np.ones((4, 4, 4)) for _ in range(2)), "several volumes go into a list"),
+        ([[1.0], [1.0, 2.0]], "must be an array of numbers"),
     ],
 )
 def test_what_is_no_volume(volume, message):
@@ -55,6 +60,11 @@ def test_a_voxel_that_is_not_finite_is_named():
     array[1, 2, 3] = np.nan
     with pytest.raises(StackError, match=re.escape("must be finite; got 'nan at (1, 2, 3)'.")):
         as_volume(array, 2.0)
+
+
+def test_what_is_no_volume_is_said_before_that_it_has_no_pixel_size():
+    with pytest.raises(StackError, match="must be an array of numbers"):
+        as_volume(None)
 
 
 @pytest.mark.parametrize("pixel_size_A", [None, 0, -1.0, np.nan, np.inf, "2", True])

@@ -263,8 +263,7 @@ def check_volume_target(path: str | os.PathLike[str], *, overwrite: bool = False
     if not path.exists():
         return
     # What is overwritten is a volume: never a stack of that name, nor a folder of other things.
-    is_store, is_folder = path.suffix == ZARR_SUFFIX, path.is_dir()
-    gives_way = _is_volume_store(path) if is_store else not is_folder
+    gives_way = _is_volume_store(path) if path.suffix == ZARR_SUFFIX else _is_map(path)
     if not (overwrite and gives_way):
         rule = "exists already" if gives_way else "exists already and is no volume"
         remedy = "Name another one" + (
@@ -277,6 +276,13 @@ def _is_volume_store(path: Path) -> bool:
     store = _open_store(path)
     # A reconstruction has more in it, and is not one.
     return store is not None and set(store) == {ARRAY_NAME}
+
+
+def _is_map(path: Path) -> bool:
+    try:
+        return path.is_file() and holds_volume(path)
+    except FormatError:
+        return False
 
 
 def _write_map(volume: xr.DataArray, path: Path) -> None:

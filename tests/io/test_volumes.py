@@ -224,8 +224,13 @@ def test_what_is_there_gives_way_when_asked(
 
 def test_other_things_never_give_way(volume: xr.DataArray, tmp_path: Path) -> None:
     stack = save_stack(np.ones((2, 4, 4), np.float32), tmp_path / "s.zarr")
+    images = save_stack(np.ones((2, 4, 4), np.float32), tmp_path / "s.mrcs")
+    images = images.rename(tmp_path / "s.mrc")
     (tmp_path / "folder.mrc").mkdir()
-    for path in (stack, tmp_path / "folder.mrc"):
+    (tmp_path / "folder.map").mkdir()
+    (tmp_path / "text.mrc").write_text("no map")
+    others = [tmp_path / name for name in ("folder.mrc", "folder.map", "text.mrc")]
+    for path in (stack, images, *others):
         with pytest.raises(FileExistsError, match="exists already and is no volume"):
             save_volume(volume, path, overwrite=True)
 
