@@ -57,7 +57,7 @@ def cells(lines: list[str], row: str) -> list[str]:
 def test_tables_on_the_stand_in(
     gpu: ModuleType, cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emdask.simulators.N_SAMPLE", 8)
+    monkeypatch.setattr("emdask.simulators.scene.SAMPLE_OF_EACH", (8, 8))
     cuda_on_host.strict = True
     scene, limits = gpu.Scene(32, 4), gpu.Limits(1e12, 1e12)
     lines = gpu.slice_table(scene, limits, 0)
@@ -77,4 +77,4 @@ def test_tables_on_the_stand_in(
     lines = gpu.whole_table(gpu.Scene(32, 60), 20)
     assert len(lines) == 8
     assert float(cells(lines, "reconstruct from it, without noise")[-1]) > 0.5
-    scenes._prepare.cache_clear()
+    scenes.prepare.forget()

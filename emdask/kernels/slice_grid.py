@@ -37,6 +37,7 @@ ACCURACIES = tuple(SETTINGS)
 # Degrees of the polynomials beyond the kernel's width; they then fit it to rounding.
 MORE_DEGREES = 3
 NODES = 16
+LEAST_BOX_PX = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class GridPlan:
     accuracy: str = "normal"
 
     def __post_init__(self) -> None:
-        check_integer("slices", "box_px", self.box_px, 8)
+        check_integer("slices", "box_px", self.box_px, LEAST_BOX_PX)
         check_choice("slices", "accuracy", self.accuracy, ACCURACIES)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +20,10 @@ from emdask.kernels.fields import blur_px, image_field
 from emdask.kernels.ice import add_crystal, carbon_film, ice_slope
 from emdask.kernels.projections import rotation_matrices
 from emdask.kernels.slices import VolumeSpectrum, project_volume
+from emdask.simulators.preparing import Once
 from emdask.simulators.scene import transform_volume
 from emdask.simulators.specimen import TEXTURE, Particles, Specimen
-from emdask.simulators.truth import draw_optics
+from emdask.simulators.truth import Draws, draw_optics
 
 Array = npt.NDArray[Any]
 
@@ -33,8 +33,8 @@ SNR_PLACES = ("frame", "particles")
 AT_ONCE = 32
 # Fields of float32 that a card is taken to need for a micrograph.
 FIELDS_IN_USE = 16
-# Exposures that a process keeps ready.
-N_READY = 2
+# Shapes of micrographs of which the spectrum of coloured noise is kept.
+N_GAINS = 2
 # The film, in standard deviations of the noise: how dark it is, the steps at its edge and the grain
 # that the microscope sees, and how much stronger the noise is on it.
 FILM_DARKNESS = 1.5
@@ -42,7 +42,6 @@ FILM_STEP = 1.0
 FILM_GRAIN = 0.6
 FILM_NOISE = 0.15
 FILM_EDGE_A = 15.0
-_PREPARING = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,15 +84,13 @@ class Exposure:
     accuracy: str
     device: str
 
-    def __hash__(self) -> int:
-        return hash(self.token)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Exposure) and other.token == self.token
+    def __dask_tokenize__(self) -> str:
+        return self.token
 
     def lens(self, image_id: int) -> Lens:
         """Return the microscope as it was set for a micrograph."""
-        drawn = draw_optics(self.ctf, np.array([image_id]), self.specimen.seed)
+        draws = Draws(image_ids=np.array([image_id]), seed=self.specimen.seed)
+        drawn = draw_optics(self.ctf, draws)
         numbers = {name: float(np.ravel(value)[0]) for name, value in drawn.items()}
         numbers.pop("optics_group", None)
         optics = {**numbers, "pixel_size_A": self.pixel_size_A} if numbers else None
@@ -182,7 +179,7 @@ def _noise(exposure: Exposure, image_id: int, device: str) -> Any:
     return noise[0]
 
 
-@lru_cache(maxsize=N_READY)
+@lru_cache(maxsize=N_GAINS)
 def _noise_gain(shape: tuple[int, int]) -> Array:
     return np.asarray(noise_gain(shape))
 
@@ -282,13 +279,10 @@ def _add_surroundings(exposure: Exposure, image_id: int, lens: Lens, micrograph:
     micrograph -= lens.see(scattering)
 
 
-def prepare(exposure: Exposure, device: str) -> tuple[VolumeSpectrum, ...]:
-    """Return the volumes ready to be projected on a device; a process does the work once."""
-    with _PREPARING:
-        return _prepare(exposure, device)
-
-
-@lru_cache(maxsize=N_READY)
 def _prepare(exposure: Exposure, device: str) -> tuple[VolumeSpectrum, ...]:
     volumes, accuracy = exposure.volumes, exposure.accuracy
     return tuple(transform_volume(volume, accuracy, device) for volume in volumes)
+
+
+# The volumes ready to be projected on a device.
+prepare = Once(_prepare)

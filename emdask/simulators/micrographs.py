@@ -8,17 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from dask.base import tokenize
 
-from emdask.backend import check_device
 from emdask.checks import check_choice, check_integer, check_number, require
-from emdask.kernels.slices import ACCURACIES
 from emdask.lazy import read_images
 from emdask.placement import on_cards
-from emdask.simulators import ANGLES, NOISES, check_volumes
-from emdask.simulators.exposure import DEVICES, SNR_PLACES, Exposure, read_clean, read_noisy
+from emdask.simulators import ANGLES, check_shared, check_volumes
+from emdask.simulators.exposure import SNR_PLACES, Exposure, read_clean, read_noisy
+from emdask.simulators.preparing import build_recipe
 from emdask.simulators.specimen import MOST_PARTICLES, Specimen, measure_diameter
-from emdask.simulators.truth import POSES, Views, draw_classes, draw_optics
+from emdask.simulators.truth import POSES, Draws, Views, class_ends, draw_optics
 from emdask.stack import add_provenance, build_stack
 
 WHAT = "simulate_micrographs"
@@ -131,21 +129,15 @@ def simulate_micrographs(
     >>> made.images.shape, len(picks), picks.columns[2:4].tolist()
     ((2, 256, 256), 18, ['x_px', 'y_px'])
     """
-    device = check_device(device, WHAT, DEVICES)
     check_integer(WHAT, "n_micrographs", n_micrographs, 1)
-    check_integer(WHAT, "seed", seed, 0, 2**63 - 1)
+    device = check_shared(WHAT, seed=seed, noise=noise, accuracy=accuracy, device=device)
     check_number(WHAT, "snr", snr, 1e-9)
     check_choice(WHAT, "snr_in", snr_in, SNR_PLACES)
-    check_choice(WHAT, "noise", noise, NOISES)
-    check_choice(WHAT, "accuracy", accuracy, ACCURACIES)
     check_number(WHAT, "ice", ice, 0)
     require(isinstance(poses, str), WHAT, f"poses must be one of {', '.join(POSES)}", "an array")
-    opened = check_volumes(volumes, pixel_size_A)
-    pixel_A = float(opened[0].attrs["pixel_size_A"])
-    cubes = tuple(volume.values for volume in opened)
+    opened = check_volumes(volumes, pixel_size_A, WHAT)
     specimen = _lay_out(
-        cubes,
-        pixel_A,
+        opened,
         size_px=size_px,
         n_particles=n_particles,
         diameter_A=diameter_A,
@@ -154,35 +146,28 @@ def simulate_micrographs(
         carbon=carbon,
         hole_A=hole_A,
         n_crystals=n_crystals,
-        views=Views(poses=poses, cone_deg=cone_deg, view_deg=view_deg),
+        views=Views(poses=poses, cone_deg=cone_deg, view_deg=view_deg, what=WHAT),
         proportions=proportions,
         seed=int(seed),
     )
-    fields = {
-        "volumes": cubes,
-        "pixel_size_A": pixel_A,
-        "specimen": specimen,
-        "ctf": ctf,
-        "snr": float(snr),
-        "snr_in": snr_in,
-        "ice": float(ice),
-        "noise": noise,
-        "accuracy": accuracy,
-        "device": device,
-    }
-    exposure = Exposure(token=tokenize(fields), **fields)
-    ids = np.arange(int(n_micrographs))
-    coords, attrs = _truth_of(exposure, ids)
-    stacks = {
-        name: _stack(read, exposure, coords, attrs)
-        for name, read in (("images", read_noisy), ("clean", read_clean))
-    }
-    return xr.Dataset(stacks, attrs=attrs), _picks(specimen, ids)
+    exposure = build_recipe(
+        Exposure,
+        volumes=tuple(volume.values for volume in opened),
+        pixel_size_A=float(opened[0].attrs["pixel_size_A"]),
+        specimen=specimen,
+        ctf=ctf,
+        snr=float(snr),
+        snr_in=snr_in,
+        ice=float(ice),
+        noise=noise,
+        accuracy=accuracy,
+        device=device,
+    )
+    return _describe(exposure, np.arange(int(n_micrographs)))
 
 
 def _lay_out(
-    volumes: tuple[Any, ...],
-    pixel_A: float,
+    volumes: Sequence[xr.DataArray],
     *,
     size_px: Any,
     n_particles: Any,
@@ -193,18 +178,16 @@ def _lay_out(
     **shares: Any,
 ) -> Specimen:
     """Check what is to be where, and put it in pixels."""
-    shape = _frame(size_px)
-    for volume in volumes:
-        require(bool(np.any(volume)), WHAT, "a volume must not be 0 everywhere")
+    shape, pixel_A = _frame(size_px), float(volumes[0].attrs["pixel_size_A"])
     if diameter_A is None:
-        diameter_A = pixel_A * max(measure_diameter(volume) for volume in volumes)
+        diameter_A = pixel_A * max(measure_diameter(volume.values) for volume in volumes)
     check_number(WHAT, "diameter_A", diameter_A, pixel_A)
     distance_A = diameter_A if min_distance_A is None else min_distance_A
     check_number(WHAT, "min_distance_A", distance_A, 0.1 * diameter_A)
     check_number(WHAT, "hole_A", hole_A, 2 * diameter_A)
     for name in ("crowding", "carbon"):
         check_number(WHAT, name, shares[name], 0, 1)
-    draw_classes(shares["proportions"], len(volumes), np.arange(1), 0)
+    class_ends(shares["proportions"], len(volumes), WHAT)
     distance_px = distance_A / pixel_A
     return Specimen(
         shape=shape,
@@ -218,8 +201,18 @@ def _lay_out(
     )
 
 
+def _describe(exposure: Exposure, ids: Any) -> tuple[xr.Dataset, pd.DataFrame]:
+    """Label micrographs that are yet to be made, and list their particles."""
+    coords, attrs = _truth_of(exposure, ids)
+    stacks = {
+        name: _stack(read, exposure, coords, attrs)
+        for name, read in (("images", read_noisy), ("clean", read_clean))
+    }
+    return xr.Dataset(stacks, attrs=attrs), _picks(exposure.specimen, ids)
+
+
 def _frame(size_px: Any) -> tuple[int, int]:
-    pair = size_px if isinstance(size_px, Sequence) else (size_px, size_px)
+    pair = list(size_px) if np.ndim(size_px) else [size_px, size_px]
     require(len(pair) == 2, WHAT, "size_px must be an integer or (height, width)", size_px)
     for edge in pair:
         check_integer(WHAT, "size_px", edge, 16)
@@ -228,7 +221,7 @@ def _frame(size_px: Any) -> tuple[int, int]:
 
 def _range(name: str, value: Any, most: int) -> tuple[int, int]:
     """Take a number for a range from it to itself."""
-    pair = value if isinstance(value, Sequence) else (value, value)
+    pair = list(value) if np.ndim(value) else [value, value]
     require(len(pair) == 2, WHAT, f"{name} must be an integer or (fewest, most)", value)
     for end in pair:
         check_integer(WHAT, name, end, 0, most)
@@ -255,7 +248,8 @@ def _truth_of(exposure: Exposure, ids: Any) -> tuple[dict[str, Any], dict[str, A
     """Coordinates of the micrographs, and attributes of the stack."""
     coords: dict[str, Any] = {"image_id": ids, "micrograph": _names(ids)}
     attrs: dict[str, Any] = {"kind": "micrographs", "pixel_size_A": exposure.pixel_size_A}
-    for name, value in draw_optics(exposure.ctf, ids, exposure.specimen.seed).items():
+    draws = Draws(image_ids=ids, seed=exposure.specimen.seed, what=WHAT)
+    for name, value in draw_optics(exposure.ctf, draws).items():
         (coords if np.ndim(value) else attrs)[name] = value
     return coords, add_provenance(attrs, WHAT, _record(exposure))
 

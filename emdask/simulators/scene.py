@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from emdask.backend import array_namespace, resolve_device, run_on, to_device, to_host
 from emdask.blocks_cuda import batch_size, working_bytes
+from emdask.checks import require
 from emdask.kernels.coloured_noise import colour_noise, noise_gain
 from emdask.kernels.draws import normal_images
 from emdask.kernels.fourier import half_plane_weights
@@ -25,8 +25,13 @@ from emdask.kernels.slices import (
     slice_volume,
 )
 from emdask.kernels.transforms import to_images
+from emdask.simulators.preparing import Once
 from emdask.simulators.truth import (
+    WHAT,
+    Draws,
+    EvenDraws,
     Views,
+    class_ends,
     draw_classes,
     draw_optics,
     draw_shifts,
@@ -40,12 +45,12 @@ DEVICES = ("cpu", "cuda")
 AT_ONCE = 32
 # Grids that a volume is transformed in, and the transforms' own memory.
 GRIDS_IN_USE = 5
-# Images of which the variance of the signal is measured: the first of the seed, however many are
-# made, so that an image does not depend on how many others there are.
-N_SAMPLE = 512
-# Scenes that a process keeps ready.
-N_READY = 2
-_PREPARING = threading.Lock()
+# Projections of which the variance of the signal is measured, of all volumes together, and the
+# fewest and the most of each. They are spread evenly over all that could be drawn: 512 tell it to
+# 0.2 %, 128 to 1 %.
+N_SAMPLE = 1024
+SAMPLE_OF_EACH = (128, 512)
+PAIRS = (tuple, list)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,8 +67,6 @@ class Scene:
         Edge of a voxel and of a pixel in Å.
     views, shifts_A, ctf, proportions
         How poses, shifts, CTFs and classes are drawn, see `emdask.simulators.truth`.
-    n_sample
-        Images of which the variance of the signal is measured.
     snr
         See `emdask.simulate`.
     noise
@@ -83,18 +86,11 @@ class Scene:
     shifts_A: Any
     ctf: Any
     proportions: Sequence[float] | None
-    n_sample: int
     snr: float | None
     noise: str
     seed: int
     accuracy: str
     device: str
-
-    def __hash__(self) -> int:
-        return hash(self.token)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Scene) and other.token == self.token
 
     def __dask_tokenize__(self) -> str:
         return self.token
@@ -107,13 +103,41 @@ class Scene:
 
     def draw(self, image_ids: Array) -> Truth:
         """Draw what is true of these images."""
-        n_volumes = len(self.volumes)
+        draws = Draws(image_ids=image_ids, seed=self.seed)
         return Truth(
-            rotation_deg=self.views.draw(image_ids, self.seed),
-            shift_A=draw_shifts(self.shifts_A, image_ids, self.seed),
-            class_index=draw_classes(self.proportions, n_volumes, image_ids, self.seed),
-            optics=draw_optics(self.ctf, image_ids, self.seed),
+            rotation_deg=self.views.draw(draws),
+            shift_A=draw_shifts(self.shifts_A, draws),
+            class_index=draw_classes(self.proportions, len(self.volumes), draws),
+            optics=draw_optics(self.ctf, draws),
         )
+
+    @property
+    def n_given(self) -> int | None:
+        """Entries of the shortest array that changes signals and has one an image; None without."""
+        groups = [self.ctf] if isinstance(self.ctf, Mapping) else self.ctf or []
+        values = [value for group in groups for value in group.values()]
+        # Pairs in the dictionaries are ranges.
+        arrays = [value for value in values if np.ndim(value) and not isinstance(value, PAIRS)]
+        arrays += [] if isinstance(self.views.poses, str) else [self.views.poses]
+        return min(map(len, arrays), default=None)
+
+    @property
+    def n_sample(self) -> int:
+        """Of each volume, the projections of which the variance is measured."""
+        fewest, most = SAMPLE_OF_EACH
+        of_each = min(max(N_SAMPLE // len(self.volumes), fewest), most)
+        # A power of 2 fills the space best.
+        n_sample = 1 << (of_each.bit_length() - 1)
+        if self.n_given is None or self.n_given >= n_sample:
+            return n_sample
+        # Each entry as often as the others.
+        return self.n_given * -(-n_sample // self.n_given)
+
+    def sample(self, points: Array) -> EvenDraws:
+        """Return some of the images that stand for all, by their number among `n_sample`."""
+        n_sample, n_given = self.n_sample, self.n_given
+        image_ids = points if n_given is None else points * n_given // n_sample
+        return EvenDraws(image_ids=image_ids, seed=self.seed, points=points, n_points=n_sample)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,21 +211,21 @@ def _run(device: str, function: Callable[..., Any], scene: Scene, *args: Any) ->
     return run_on(device, function, scene, *args, n_bytes=n_bytes, what="a batch of images")
 
 
-def prepare(scene: Scene, device: str) -> Prepared:
-    """Return the scene ready to be seen on a device; a process does the work once."""
-    with _PREPARING:
-        return _prepare(scene, device)
-
-
-@lru_cache(maxsize=N_READY)
 def _prepare(scene: Scene, device: str) -> Prepared:
     spectra = tuple(transform_volume(volume, scene.accuracy, device) for volume in scene.volumes)
     scale = 1.0
     if scene.snr is not None:
-        scale = float(np.sqrt(scene.snr / _signal_variance(scene, spectra, device)))
+        variance = _signal_variance(scene, spectra, device)
+        rule = "images must have a finite signal, which an SNR is of; their variance"
+        require(0 < variance < np.inf, WHAT, rule, variance, "Look at the volumes' grey levels.")
+        scale = float(np.sqrt(scene.snr / variance))
     coloured = scene.noise == "coloured" and scene.snr is not None
     gain = noise_gain(scene.shape) if coloured else None
     return Prepared(spectra=spectra, scale=scale, gain=gain)
+
+
+# The scene ready to be seen on a device.
+prepare = Once(_prepare)
 
 
 def transform_volume(volume: Array, accuracy: str, device: str) -> VolumeSpectrum:
@@ -216,19 +240,30 @@ def transform_volume(volume: Array, accuracy: str, device: str) -> VolumeSpectru
 
 
 def _signal_variance(scene: Scene, spectra: tuple[VolumeSpectrum, ...], device: str) -> float:
-    """Mean variance of the first clean images."""
+    """Variance of a clean image, the mean of all that could be drawn."""
     batches = _batches(scene, device, 0, scene.n_sample)
-    total = sum(_run(device, _sum_variances, scene, spectra, ids) for ids in batches)
+    total = sum(_run(device, _sum_variances, scene, spectra, points) for points in batches)
     return float(total / scene.n_sample)
 
 
-def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], image_ids: Array) -> float:
-    """Sum of the variances of clean images, from their Fourier terms."""
-    terms = _transforms(scene, spectra, scene.draw(image_ids))
-    xp = array_namespace(terms)
+def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], points: Array) -> float:
+    """Sum of the variances of clean images that stand for all, of each volume by its share."""
+    xp, draws = array_namespace(spectra[0].cells), scene.sample(points)
+    matrices = rotation_matrices(scene.views.draw(draws))
+    # Of the whole plane, but for the mean.
     weights = half_plane_weights(scene.shape) / prod(scene.shape) ** 2
     weights[0, 0] = 0.0
-    return float((xp.abs(terms) ** 2 * xp.asarray(weights)).sum(dtype=np.float64))
+    ctfs = _ctfs(scene, draw_optics(scene.ctf, draws), len(points), xp)
+    powers = xp.asarray(weights) * (1 if ctfs is None else xp.square(ctfs))
+    shares = np.diff(class_ends(scene.proportions, len(spectra)), prepend=0.0)
+    total = 0.0
+    for share, spectrum in zip(shares, spectra, strict=True):
+        if share > 0:
+            # Where a particle is does not change the power of its image.
+            terms = slice_volume(spectrum, matrices)
+            power = (xp.square(terms.real) + xp.square(terms.imag)) * powers
+            total += share * float(power.sum(dtype=np.float64))
+    return total
 
 
 def _see(scene: Scene, prepared: Prepared, image_ids: Array, images: Array) -> None:
@@ -250,7 +285,13 @@ def _transforms(scene: Scene, spectra: tuple[VolumeSpectrum, ...], truth: Truth)
         if chosen.size:
             slices = slice_volume(spectrum, matrices[chosen], shifts_px[chosen])
             terms[xp.asarray(chosen)] = slices
-    optics = optics_record(truth.optics, scene.pixel_size_A)
-    if optics is not None:
-        terms *= optics.ctfs(scene.shape, len(terms), xp)
+    ctfs = _ctfs(scene, truth.optics, len(terms), xp)
+    if ctfs is not None:
+        terms *= ctfs
     return terms
+
+
+def _ctfs(scene: Scene, drawn: dict[str, Array | float], n_images: int, xp: ModuleType) -> Any:
+    """CTF of each image, float32 (n_images, h, w // 2 + 1); None without."""
+    optics = optics_record(drawn, scene.pixel_size_A)
+    return None if optics is None else optics.ctfs(scene.shape, n_images, xp)

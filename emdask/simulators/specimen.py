@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from emdask.kernels.draws import uniform_draws
 from emdask.kernels.placing_cpu import TRIES, place_particles
-from emdask.simulators.truth import Views, draw_classes
+from emdask.simulators.truth import Draws, Views, draw_classes
 
 Array = npt.NDArray[Any]
 
@@ -131,12 +131,12 @@ class Specimen:
         counts = [len(place) for place in places]
         owners = np.repeat(np.asarray(image_ids, np.int64), counts)
         within = np.concatenate([np.arange(count) for count in counts] or [np.arange(0)])
-        ids = owners * MOST_PARTICLES + within
+        draws = Draws(image_ids=owners * MOST_PARTICLES + within, seed=self.seed)
         return Particles(
             image_id=owners,
             place_px=np.concatenate([*places, np.empty((0, 2))]),
-            rotation_deg=self.views.draw(ids, self.seed),
-            class_index=draw_classes(self.proportions, self.n_volumes, ids, self.seed),
+            rotation_deg=self.views.draw(draws),
+            class_index=draw_classes(self.proportions, self.n_volumes, draws),
         )
 
     def _draw(self, image_id: int, n_draws: int, stream: int) -> Array:

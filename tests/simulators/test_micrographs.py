@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter
 from scipy.spatial.distance import pdist
 
 import emdask
-from emdask.errors import ParameterError
+from emdask.errors import ParameterError, StackError
 from emdask.kernels.ctf import apply_ctf, ctf_2d
 from emdask.kernels.fourier import radial_power
 from emdask.phantoms import phantom
@@ -291,11 +291,31 @@ def test_micrographs_without_particles_are_noise():
         ({"ctf": {"defocus": 1e4}}, "Did you mean defocus_A"),
         ({"proportions": [1, 2]}, "proportions must be 1 numbers"),
         ({"seed": -1}, "seed must be an integer"),
+        ({"size_px": np.array([64, 64, 64])}, "size_px must be an integer or"),
+        ({"ctf": {"defocus_A": (2e4, 1e4)}}, "the range of defocus_A"),
+        ({"ctf": {"defocus_A": np.zeros(3)}, "n": 4}, "defocus_A must have one entry an image"),
+        ({"ctf": 3}, "ctf must be"),
+        ({"cone_deg": 200.0}, "cone_deg must be"),
+        ({"view_deg": 1.0}, "view_deg must be"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], words: str):
-    with pytest.raises(ParameterError, match=words):
+    with pytest.raises(ParameterError, match=f"^simulate_micrographs: .*{words}"):
         make(**options)
+
+
+def test_pairs_may_be_arrays():
+    pair = np.array([64, 80])
+    made, picks = make(1, size_px=pair, n_particles=np.array([2, 2]), n_crystals=np.array([1, 2]))
+    assert made.images.shape == (1, 64, 80)
+    assert len(picks) == 2
+
+
+def test_volumes_must_agree_and_be_large_enough():
+    with pytest.raises(StackError, match=r"^simulate_micrographs: volumes must have one size"):
+        simulate_micrographs([VOLUME, VOLUME[1:, 1:, 1:]], 1, snr=0.1)
+    with pytest.raises(ParameterError, match=r"^simulate_micrographs: .*at least 8 voxels"):
+        simulate_micrographs(np.ones((4, 4, 4)), 1, snr=0.1, pixel_size_A=2.0)
 
 
 def test_an_empty_volume_is_refused():

@@ -34,7 +34,7 @@ ROUNDING = 3e-6
 def _nothing_is_kept() -> Any:
     """Volumes on the stand-in's card must not outlive it."""
     yield
-    exposure._prepare.cache_clear()
+    exposure.prepare.forget()
 
 
 def make(device: str, **options: Any) -> Any:

@@ -15,7 +15,8 @@ from emdask.kernels.projections import rotation_matrices
 from emdask.metrics import snr as measured_snr
 from emdask.phantoms import phantom
 from emdask.simulators import scene as scenes
-from emdask.simulators import simulate
+from emdask.simulators import simulate, truth
+from emdask.simulators.truth import Draws, class_ends, draw_classes
 from emdask.volumes import build_volume
 
 PIXEL_A = 4.0
@@ -196,6 +197,13 @@ def test_truth_goes_with_the_images_to_disk_and_back(tmp_path: Any) -> None:
         ({"noise": "pink"}, "noise must be one of"),
         ({"accuracy": "best"}, "accuracy must be one of"),
         ({"device": "tpu"}, "device must be one of"),
+        ({"ctf": {"b_factor_A2": -1e6}}, r"b_factor_A2 must lie in \[0, 10000\]; got -1000000.0"),
+        ({"ctf": {"defocus_A": np.array(["a"] * 6)}}, "defocus_A must be numbers"),
+        ({"view_deg": ("a", "b")}, r"view_deg must be \(rot, tilt\) in degrees; got \('a', 'b'\)"),
+        ({"view_deg": (1.0, [2.0])}, "view_deg must be"),
+        ({"poses": [[1, 2, 3], [1]]}, "poses must be numbers"),
+        ({"shifts_A": "far"}, "shifts_A must be numbers"),
+        ({"proportions": ["a"]}, "proportions must be 1 numbers"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(options: dict[str, Any], words: str) -> None:
@@ -208,3 +216,86 @@ def test_volumes_must_agree() -> None:
         simulate([VOLUME, build_volume(VOLUME.values, 3.0)], 4, snr=1.0)
     with pytest.raises(StackError, match="pixel size must be known"):
         simulate(VOLUME.values, 4, snr=1.0)
+
+
+@pytest.mark.parametrize("snr", [0.1, None])
+def test_volumes_that_cannot_be_projected_are_refused_at_once(snr: float | None) -> None:
+    with pytest.raises(ParameterError, match="simulate: a volume must not be 0 everywhere"):
+        simulate([VOLUME, 0 * VOLUME], 4, snr=snr)
+    with pytest.raises(ParameterError, match="at least 8 voxels along each axis; got 4"):
+        simulate(VOLUME[:4, :4, :4], 4, snr=snr)
+    volumes: tuple[Any, ...] = (None, {"a": VOLUME}, (volume for volume in [VOLUME]))
+    for volume in volumes:
+        with pytest.raises(StackError, match="volume: must be an array of numbers"):
+            simulate(volume, 4, snr=snr)
+
+
+def test_grey_levels_that_float32_cannot_square_are_named() -> None:
+    faint = build_volume(1e-30 * VOLUME.values, PIXEL_A)
+    with pytest.raises(ParameterError, match="must have a finite signal"):
+        simulate(faint, 4, snr=0.1).images[0].compute()
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "poses": {"poses": np.random.default_rng(0).uniform(-90, 90, (9, 3))},
+    "shifts": {"shifts_A": np.random.default_rng(1).uniform(-9, 9, (9, 2))},
+    "defocus": {"ctf": {"defocus_A": np.linspace(5_000, 25_000, 9)}},
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_an_image_does_not_depend_on_how_many_take_of_an_array(name: str) -> None:
+    few, many = (make(n, **GIVEN[name]).images.values for n in (3, 9))
+    np.testing.assert_array_equal(few, many[:3])
+
+
+WIDE = {"defocus_A": (5_000, 25_000)}
+
+
+def test_grey_levels_do_not_follow_the_seed() -> None:
+    def scale(seed: int) -> float:
+        options: dict[str, Any] = {"ctf": WIDE, "seed": seed}
+        scaled, plain = (make(1, snr=snr, **options).clean.values for snr in (0.1, None))
+        return float(np.linalg.norm(scaled) / np.linalg.norm(plain))
+
+    assert scale(1) == pytest.approx(scale(0), rel=1e-6)
+    assert scale(2) == pytest.approx(scale(0), rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_snr_holds_for_images_far_on(seed: int) -> None:
+    """Defoci of 9 to 15 thousand differ less, so that 500 images are enough to tell."""
+    narrow = {"defocus_A": (9_000, 15_000)}
+    far = make(5_500, snr=0.1, ctf=narrow, seed=seed).clean[5_000:].values
+    assert far.var(axis=(1, 2)).mean() == pytest.approx(0.1, rel=0.02)
+    # The standard error is 0.7 %.
+    many = make(9_000, snr=0.1, ctf=WIDE, seed=seed).clean[5_000:].values
+    assert many.var(axis=(1, 2)).mean() == pytest.approx(0.1, rel=0.02)
+
+
+def test_snr_of_two_unequal_classes_goes_by_their_proportions() -> None:
+    strong = build_volume(3 * VOLUME.values[::-1], PIXEL_A)
+    made = simulate([VOLUME, strong], 9_000, snr=0.1, ctf=WIDE, proportions=[9, 1], seed=2)
+    variance = made.clean[5_000:].values.var(axis=(1, 2))
+    class_id = made.class_id.values[5_000:]
+    of_each = [variance[class_id == number].mean() for number in (1, 2)]
+    assert of_each[1] / of_each[0] == pytest.approx(9, rel=0.05)
+    assert 0.9 * of_each[0] + 0.1 * of_each[1] == pytest.approx(0.1, rel=0.02)
+
+
+def test_snr_of_given_poses_is_that_of_these() -> None:
+    poses = np.random.default_rng(3).uniform(-90, 90, (37, 3))
+    ctf = {"defocus_A": np.linspace(5_000, 25_000, 37)}
+    made = make(37, snr=0.1, poses=poses, ctf=ctf)
+    assert made.clean.values.var(axis=(1, 2)).mean() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_shares_end_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of these in another order are larger than the last of their running sums."""
+    shares = np.random.default_rng(0).random(1_000)
+    assert class_ends(shares, 1_000)[-1] == 1
+    draws = Draws(image_ids=np.arange(1), seed=0)
+    monkeypatch.setattr(truth, "uniform_draws", lambda *_, **__: np.array([[1 - 2**-53]]))
+    for seed in range(20):
+        shares = np.random.default_rng(seed).random(1_000)
+        assert draw_classes(shares, 1_000, draws) == [999]

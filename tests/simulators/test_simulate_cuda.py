@@ -33,7 +33,7 @@ ROUNDING = 3e-6
 def _nothing_is_kept() -> Any:
     """Scenes of the stand-in's card must not outlive it."""
     yield
-    scene._prepare.cache_clear()
+    scene.prepare.forget()
 
 
 def make(device: str, n_images: int = 7, **options: Any) -> Any:
