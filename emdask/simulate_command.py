@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
 from emdask.checks import require, sentence
 from emdask.console import Stopwatch, count_text, follow_images, rate_text, say
 from emdask.io import check_target, save_stack
+from emdask.io.mrc_output import name_micrographs
 from emdask.io.star_text import format_star
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Workers, check_picture_path
 from emdask.simulate_options import Subjects
@@ -85,7 +87,7 @@ def simulate_files(
         for path, stack in targets.items():
             _save(stack, path, path == clean, client.dashboard_link, resume, overwrite)
     if picks is not None:
-        write_picks(picks, picks_path)
+        write_picks(picks, picks_path, name_saved(made.images, out))
         say(f"picks of {len(picks):,} particles -> {picks_path}")
     if preview is not None:
         save_simulated(made, preview, f"{', '.join(subjects.words)}, {_noise_text(parameters)}")
@@ -137,7 +139,36 @@ def name_picks(out: Path) -> Path:
     return out.with_name(f"{out.stem}_picks.star")
 
 
-def write_picks(picks: pd.DataFrame, path: Path) -> None:
+def name_saved(micrographs: xr.DataArray, out: str) -> list[str]:
+    """Return by what a STAR file names each micrograph that was saved.
+
+    Parameters
+    ----------
+    micrographs : xarray.DataArray, dims (image, y, x)
+        The stack.
+    out
+        Where `emdask.save_stack` put it.
+
+    Returns
+    -------
+    list of str
+        Paths from the working directory, which is the folder of a RELION project, or from that of
+        ``out`` where it lies elsewhere. A Zarr store has no files: the names within it.
+    """
+    path = Path(os.path.abspath(out))
+    if path.suffix.lower() == ".zarr":
+        return [str(name) for name in micrographs.micrograph.values]
+    here = Path.cwd()
+    path = path.relative_to(here if path.is_relative_to(here) else path.parent)
+    if not path.suffix or out.endswith(os.sep):
+        return [(path / name).as_posix() for name in name_micrographs(micrographs)]
+    if path.suffix.lower() == ".mrc":
+        return [path.as_posix()]
+    file = path.with_suffix(".mrcs").as_posix()
+    return [f"{number + 1:06d}@{file}" for number in range(len(micrographs))]
+
+
+def write_picks(picks: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
     """Write a STAR file of particles in micrographs, whole or not at all.
 
     Parameters
@@ -146,8 +177,11 @@ def write_picks(picks: pd.DataFrame, path: Path) -> None:
         What `emdask.simulate_micrographs` returned.
     path
         An existing file is replaced.
+    names
+        By what each micrograph is named.
     """
     table = {label: picks[name].to_numpy() for name, label in PICK_LABELS.items()}
+    table["rlnMicrographName"] = np.array(names, object)[picks.image_id.to_numpy()]
     draft = path.with_name(f"{path.name}.partial")
     with draft.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(format_star({"particles": table}))

@@ -21,6 +21,7 @@ from emdask.simulate_options import build_ctf, make_phantom, parse_range
 from emdask.simulators import simulate
 from emdask.simulators.micrographs import simulate_micrographs
 from emdask.structures import volume_from_structure
+from emdask.volumes import build_volume
 
 # Two atoms of carbon and one of nitrogen, 10 Å apart.
 STRUCTURE = """\
@@ -182,7 +183,8 @@ def test_micrographs_come_with_their_picks(map_path):
     np.testing.assert_array_equal(clean.values, expected.clean.values)
     table = parse_star((folder / "mics_picks.star").read_bytes(), "picks")["particles"]
     assert [*table] == [*PICK_LABELS.values()]
-    assert table["rlnMicrographName"].tolist() == picks.micrograph.tolist()
+    expected_names = [f"mics/{name}" for name in picks.micrograph]
+    assert table["rlnMicrographName"].tolist() == expected_names
     assert sorted(set(picks.micrograph)) == sorted(Path(p).name for p in made.micrograph.values)
     np.testing.assert_allclose(table["rlnCoordinateX"], picks.x_px)
     np.testing.assert_allclose(table["rlnCoordinateY"], picks.y_px)
@@ -197,6 +199,30 @@ def test_micrographs_come_with_their_picks(map_path):
     assert "more_picks.star: exists already" in err
     assert not (folder / "more.zarr").exists()
     assert call(*more, "--overwrite")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("out", "names"),
+    [
+        ("made/m.mrc", ["made/m.mrc"]),
+        ("mics", ["mics/micrograph_000000.mrc", "mics/micrograph_000001.mrc"]),
+        ("made/m.mrcs", ["000001@made/m.mrcs", "000002@made/m.mrcs"]),
+        ("mics.1/", ["mics.1/micrograph_000000.mrc"]),
+        ("m.star", ["000001@m.mrcs", "000002@m.mrcs"]),
+        ("m.zarr", ["micrograph_000000.mrc", "micrograph_000001.mrc"]),
+    ],
+)
+def test_picks_name_micrographs_as_they_are_saved(map_path, out, names, monkeypatch):
+    monkeypatch.chdir(map_path.parent)
+    Path("made").mkdir()
+    words = ["--n-images", len(names), "--size-px", 64, "--n-particles", 1, "--micrographs"]
+    done = call("simulate", map_path, out, *words)
+    assert done[0] == 0, done
+    path = Path(out).with_name(f"{Path(out).stem}_picks.star")
+    table = parse_star(path.read_bytes(), "picks")["particles"]
+    assert table["rlnMicrographName"].tolist() == names
+    for name in names if not out.endswith(".zarr") else []:
+        assert Path(name.rpartition("@")[2]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -221,6 +247,8 @@ def test_micrographs_come_with_their_picks(map_path):
         (["phantom", "--chains", "A"], "--chains: goes with structures"),
         (["MAP", "--box-px", "32"], "--box-px: goes with structures and phantom; a map has its"),
         (["MAP", "phantom"], "volumes must have one size"),
+        (["phantom", "--box-px", "4"], "simulate: volumes must have at least 8 voxels along"),
+        (["zeros.mrc"], "simulate: a volume must not be 0 everywhere."),
         (["a.pdb"], "a.pdb: a structure needs --pixel-size-A."),
         (["a.pdb", "--pixel-size-A", "2"], "a.pdb: a structure needs --resolution-A."),
         (["a.pdb", "--pixel-size-A", "2", "--resolution-A", "5"], "a.pdb: no such file"),
@@ -238,13 +266,16 @@ def test_micrographs_come_with_their_picks(map_path):
 def test_wrong_input_is_a_sentence_and_leaves_nothing(map_path, words, said, monkeypatch):
     folder = map_path.parent
     monkeypatch.chdir(folder)
+    if "zeros.mrc" in words:
+        save_volume(build_volume(np.zeros((8, 8, 8)), 3.0), "zeros.mrc")
+    before = sorted(folder.iterdir())
     out = "out.zarr"
     words = [{"MAP": str(map_path), "OUT": out}.get(word, word) for word in words]
     n_volumes = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     code, printed, err = call("simulate", *words[:n_volumes], out, *words[n_volumes:])
     assert (code, printed) == (2, "")
     assert said in err
-    assert [path.name for path in folder.iterdir()] == ["map.mrc"]
+    assert sorted(folder.iterdir()) == before
 
 
 def test_an_existing_output_is_left_and_an_interrupted_one_can_go_on(tmp_path):
