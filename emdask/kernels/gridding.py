@@ -43,8 +43,9 @@ def shell_weights(weights: Array, plan: GridPlan) -> Array:
     float64 array, shape (n // 2 + 1,)
         Shells 0 to n // 2.
     """
-    count = shell_sums(array_namespace(weights).ones_like(weights), plan.box_px)
-    return shell_sums(weights, plan.box_px) / count
+    xp = array_namespace(weights)
+    ones = xp.broadcast_to(xp.ones((), np.float32), weights.shape)
+    return shell_sums(weights, plan.box_px) / shell_sums(ones, plan.box_px)
 
 
 def solve_volume(
@@ -82,41 +83,72 @@ def solve_volume(
     2001), but for the periodic copies at the largest distances, where the particle is not.
     """
     xp = array_namespace(data)
-    shells = xp.asarray(shell_numbers(plan.box_px, plan.grid_px))
-    within = shells <= plan.box_px // 2
-    by_shell = _by_shell(xp.maximum(prior, np.finfo(np.float32).tiny), shells)
-    inverse = within / (weights + by_shell)
-    volume = mask * _divide(data, inverse, plan)
+    prior = xp.maximum(xp.asarray(prior, np.float32), np.finfo(np.float32).tiny)
+    inverse = _invert(weights, prior, plan)
+    volume = _divide(data, inverse, plan)
+    volume *= mask
     if n_refinements == 0:
         return volume
-    target = data_to_volume(data, plan)
-    response = _convolution(weights, plan) + by_shell * np.float32(_unit(plan))
-    least = _by_shell(LEAST_REFINED * shell_weights(weights, plan), shells)
-    inverse *= xp.square(weights) / (xp.square(weights) + xp.square(least) + ~within)
-    del least, by_shell, within
+    rest = data_to_volume(data, plan)
+    response = _convolution(weights, prior, plan)
+    _refine_less(inverse, weights, plan)
+    rest -= _convolve(volume, response, plan)
     for _ in range(n_refinements):
-        rest = target - _convolve(volume, response, plan)
-        step = mask * _divide(_to_grid(rest, plan), inverse, plan)
-        volume += _length(rest, step, _convolve(step, response, plan)) * step
+        step = _divide(_to_grid(rest, plan), inverse, plan, overwrite=True)
+        step *= mask
+        change = _convolve(step, response, plan)
+        length = _length(rest, step, change)
+        change *= length
+        rest -= change
+        step *= length
+        volume += step
     return volume
 
 
+def _invert(weights: Array, prior: Array, plan: GridPlan) -> Array:
+    """What data are multiplied by for weights; 0 beyond Nyquist."""
+    inverse = weights.copy()
+    for plane, shells in zip(inverse, _shells_of(weights, plan), strict=True):
+        plane += _by_shell(prior, shells)
+        plane[...] = (shells < len(prior)) / plane
+    return inverse
+
+
+def _refine_less(inverse: Array, weights: Array, plan: GridPlan) -> None:
+    """Take back the inverse where weights are small beside those of their shell."""
+    least = LEAST_REFINED * shell_weights(weights, plan)
+    for plane, near, shells in zip(inverse, weights, _shells_of(weights, plan), strict=True):
+        square = near * near
+        limit = _by_shell(least, shells)
+        plane *= square / (square + limit * limit + (shells >= len(least)))
+
+
+def _shells_of(grid: Array, plan: GridPlan) -> Array:
+    return array_namespace(grid).asarray(shell_numbers(plan.box_px, plan.grid_px))
+
+
 def _by_shell(values: Array, shells: Array) -> Array:
-    """Spread one value a shell over the grid; beyond Nyquist the last."""
+    """Spread one value a shell over a plane of the grid; beyond Nyquist the last."""
     xp = array_namespace(shells)
     return xp.asarray(values, np.float32)[xp.minimum(shells, len(values) - 1)]
 
 
 def _length(rest: Array, step: Array, change: Array) -> Any:
     """Share of the step that fits best; not beyond 1, which noise would ask for."""
-    fit = float((rest * step).sum(dtype=np.float64))
-    energy = float((change * step).sum(dtype=np.float64))
+    fit, energy = (_dot(array, step) for array in (rest, change))
     return np.float32(min(max(fit / energy, 0.0), 1.0) if energy > 0 else 0.0)
 
 
-def _divide(data: Array, inverse: Array, plan: GridPlan) -> Array:
+def _dot(array: Array, other: Array) -> float:
+    pairs = zip(array, other, strict=True)
+    return sum(float((a * b).sum(dtype=np.float64)) for a, b in pairs)
+
+
+def _divide(data: Array, inverse: Array, plan: GridPlan, overwrite: bool = False) -> Array:
     """Volume of which the data are a weighted mean, cell by cell."""
-    return data_to_volume(data * inverse, plan) / np.float32(_unit(plan))
+    volume = data_to_volume(data, plan, inverse, overwrite)
+    volume /= np.float32(_unit(plan))
+    return volume
 
 
 def _unit(plan: GridPlan) -> float:
@@ -129,32 +161,46 @@ def _to_grid(volume: Array, plan: GridPlan) -> Array:
     xp, fft = array_namespace(volume), fourier_namespace(volume)
     n, m = plan.box_px, plan.grid_px
     inverse = xp.asarray(1 / (m * plan.correction), np.float32)
-    place = xp.asarray((np.arange(n) - n // 2) % m)
-    padded = xp.zeros((m, m, m), np.float32)
-    padded[xp.ix_(place, place, place)] = (
-        volume * inverse[:, None, None] * inverse[:, None] * inverse
-    )
-    return fft.rfftn(padded, overwrite_x=True)
+    place = (np.arange(n) - n // 2) % m
+    within = xp.ix_(xp.asarray(place), xp.asarray(place))
+    padded = xp.zeros((m, m), np.float32)
+    terms = xp.zeros((m, m, m // 2 + 1), np.complex64)
+    for z, plane in enumerate(volume):
+        padded[within] = plane * inverse[:, None] * inverse * inverse[z]
+        terms[place[z]] = fft.rfft2(padded)
+    return fft.fft(terms, axis=0, overwrite_x=True)
 
 
-def _convolution(weights: Array, plan: GridPlan) -> Array:
-    """Fourier transform of T on the grid."""
+def _convolution(weights: Array, prior: Array, plan: GridPlan) -> Array:
+    """Fourier transform of T on the grid, and the prior in its unit."""
     xp, fft = array_namespace(weights), fourier_namespace(weights)
     m = plan.grid_px
-    transform = fft.irfftn(weights, s=(m, m, m), norm="forward")
     correction = xp.asarray(plan.grid_correction, np.float32)
-    transform *= correction[:, None, None]
-    transform *= correction[:, None]
-    transform *= correction
-    return fft.rfftn(transform, overwrite_x=True).real
+    across = correction[:, None] * correction
+    terms = fft.ifft(weights.astype(np.complex64), axis=0, norm="forward", overwrite_x=True)
+    for z, plane in enumerate(terms):
+        transform = fft.irfft2(plane, s=(m, m), norm="forward")
+        plane[...] = fft.rfft2(transform * across * correction[z])
+    response = fft.fft(terms, axis=0, overwrite_x=True).real.copy()
+    prior = prior * np.float32(_unit(plan))
+    for plane, shells in zip(response, _shells_of(weights, plan), strict=True):
+        plane += _by_shell(prior, shells)
+    return response
 
 
 def _convolve(volume: Array, response: Array, plan: GridPlan) -> Array:
-    fft = fourier_namespace(volume)
+    xp, fft = array_namespace(volume), fourier_namespace(volume)
     n, m = plan.box_px, plan.grid_px
-    terms = fft.rfftn(volume, s=(m, m, m))
+    terms = xp.zeros((m, m, m // 2 + 1), np.complex64)
+    for z, plane in enumerate(volume):
+        terms[z] = fft.rfft2(plane, s=(m, m))
+    terms = fft.fft(terms, axis=0, overwrite_x=True)
     terms *= response
-    return fft.irfftn(terms, s=(m, m, m), overwrite_x=True)[:n, :n, :n]
+    terms = fft.ifft(terms, axis=0, overwrite_x=True)
+    found = xp.empty_like(volume)
+    for z, plane in enumerate(found):
+        plane[...] = fft.irfft2(terms[z], s=(m, m))[:n, :n]
+    return found
 
 
 def symmetrise(grid: Array, matrices: npt.NDArray[np.float64], plan: GridPlan) -> Array:

@@ -51,9 +51,10 @@ def shell_numbers(box_px: int, grid_px: int | None = None) -> Any:
     m = box_px if grid_px is None else grid_px
     across = np.square(np.fft.fftfreq(m, 1 / m).astype(np.float32) * np.float32(box_px / m))
     along = np.square(np.arange(m // 2 + 1, dtype=np.float32) * np.float32(box_px / m))
-    radius = np.sqrt(across[:, None, None] + across[:, None] + along)
-    shells = np.rint(radius).astype(np.int16)
-    shells[radius > box_px // 2] = box_px // 2 + 1
+    shells = np.empty((m, m, m // 2 + 1), np.int16)
+    for plane, height in zip(shells, across, strict=True):
+        radius = np.sqrt(height + across[:, None] + along)
+        plane[...] = np.where(radius > box_px // 2, box_px // 2 + 1, np.rint(radius))
     shells.flags.writeable = False
     return shells
 
@@ -81,11 +82,13 @@ def shell_sums(terms: Any, box_px: int) -> Any:
     xp, m = array_namespace(terms), len(terms)
     shells = xp.asarray(shell_numbers(box_px, m))
     n_shells = box_px // 2 + 2
-    # The first plane, and the last of an even grid, hold the mates of their points; others do not.
-    sums = 2 * xp.bincount(shells.ravel(), terms.ravel(), n_shells)
-    for plane in (0, -1)[: 2 - m % 2]:
-        once = shells[..., plane].ravel(), terms[..., plane].ravel()
-        sums = sums - xp.bincount(*once, n_shells)
+    sums = xp.zeros(n_shells)
+    # `bincount` makes integers and numbers of 8 bytes of what it is given.
+    for plane, values in zip(shells, terms, strict=True):
+        sums += 2 * xp.bincount(plane.ravel(), values.ravel(), n_shells)
+    # The first x, and the last of an even grid, hold the mates of their points; others do not.
+    for x in (0, -1)[: 2 - m % 2]:
+        sums -= xp.bincount(shells[..., x].ravel(), terms[..., x].ravel(), n_shells)
     return sums[:-1]
 
 

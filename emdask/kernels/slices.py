@@ -42,6 +42,8 @@ __all__ = [
 Array = Any
 Views = npt.ArrayLike
 
+# Of a grid that are transformed together.
+ROWS_AT_ONCE = 8
 # Rows of a matrix may be this far from orthonormal.
 LARGEST_DEFECT = 1e-5
 
@@ -240,11 +242,14 @@ def fold_sums(sums: SliceSums) -> tuple[Array, Array]:
     half = cells[:, :, margin : middle + 1].copy()
     half[:, :, : margin + 1] += _mates(cells[:, :, : margin + 1])
     half[:, :, m // 2 - margin :] += _mates(cells[:, :, middle : middle + margin + 1])
+    del cells
     data = half[..., :2].copy().view(np.complex64)[..., 0]
     return data, xp.ascontiguousarray(half[..., 2])
 
 
-def data_to_volume(grid: Array, plan: GridPlan) -> Array:
+def data_to_volume(
+    grid: Array, plan: GridPlan, factor: Array = None, overwrite: bool = False
+) -> Array:
     """Turn the grid back into a volume: the other half of the adjoint of `slice_volume`.
 
     Parameters
@@ -253,6 +258,10 @@ def data_to_volume(grid: Array, plan: GridPlan) -> Array:
         Hermitian, on the grid of `rfftn`.
     plan
         That of the sums.
+    factor : float32 array, shape (m, m, m // 2 + 1), optional
+        That the grid is multiplied by.
+    overwrite
+        Whether the grid may be used as working memory.
 
     Returns
     -------
@@ -264,15 +273,21 @@ def data_to_volume(grid: Array, plan: GridPlan) -> Array:
     xp, fft = array_namespace(grid), fourier_namespace(grid)
     n, m = plan.box_px, plan.grid_px
     voxels = xp.asarray((np.arange(n) - n // 2) % m)
-    values = xp.asarray(grid, np.complex64)
-    for axis in (0, 1, 2):
-        if axis == 2:
-            values = fft.irfft(values, m, axis=axis, norm="forward")
-        else:
-            values = fft.ifft(values, axis=axis, norm="forward")
-        values = xp.take(values, voxels, axis=axis)
-        values *= _along(xp.asarray(plan.correction, np.float32), axis)
-    return values
+    correction = xp.asarray(plan.correction, np.float32)
+    # Some rows and then planes at a time: the grid is many times as large as the volume.
+    columns = grid[:n] if overwrite else xp.empty((n, m, m // 2 + 1), np.complex64)
+    for start in range(0, m, ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        part = grid[:, rows] if factor is None else grid[:, rows] * factor[:, rows]
+        part = fft.ifft(xp.asarray(part, np.complex64), axis=0, norm="forward")
+        columns[:, rows] = part[voxels] * _along(correction, 0)
+    volume = xp.empty((n, n, n), np.float32)
+    for start in range(0, n, ROWS_AT_ONCE):
+        planes = slice(start, start + ROWS_AT_ONCE)
+        part = fft.ifft(columns[planes], axis=1, norm="forward")[:, voxels]
+        part = fft.irfft(part, m, axis=2, norm="forward")[:, :, voxels]
+        volume[planes] = part * _along(correction, 1) * correction
+    return volume
 
 
 def _twin(array: Array) -> ModuleType:

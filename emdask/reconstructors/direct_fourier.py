@@ -14,7 +14,7 @@ import xarray as xr
 
 from emdask.backend import array_namespace, run_on, to_device, to_host
 from emdask.blocks_cuda import batch_size, working_bytes
-from emdask.checks import check_integer, check_number, require, sentence
+from emdask.checks import check_choice, check_integer, check_number, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.ctf import Optics
 from emdask.kernels.gridding import shell_weights, solve_volume, symmetrise
@@ -38,6 +38,7 @@ from emdask.volumes import VOLUME_DIMS
 Array = npt.NDArray[Any]
 
 WHAT = "direct_fourier"
+SYMMETRISED = ("views", "sums")
 # Projections of 5e-3 are good enough: what is left of the error is refined away (benchmarks).
 ACCURACY = "rough"
 IMAGES_AT_ONCE = 32
@@ -50,6 +51,10 @@ SOFT_PX, SOFT_SHARE = 5.0, 1 / 12
 LEAST_SHARE = 1e-3
 # What half maps correlate by counts as within these: below it is chance.
 LEAST_CORRELATION, MOST_CORRELATION = 1e-3, 1 - 1e-6
+# Up to so many views a pixel of the edge, those by symmetry counted, each image is added under all
+# rotations of the group. Beyond, rotating the sums takes less time, and their weights are smooth
+# enough for it: where few views cross, what is interpolated between them can be below 0.
+MOST_VIEWS = 200
 SMOOTHING = np.array([1.0, 2.0, 3.0, 2.0, 1.0]) / 9
 
 
@@ -71,6 +76,9 @@ class DirectFourier:
         Of the ball that the particle lies in, Å: beyond it the map is 0. "auto" takes the largest.
     n_refinements
         How often the solution is refined by what it leaves unexplained, 0 to 10.
+    symmetrise
+        What is rotated by the group: "views", each image is added under all rotations, or "sums",
+        once. "auto": views where they are few.
     pixel_size_A
         Edge of a pixel, Å; None takes that of the stack.
 
@@ -103,6 +111,9 @@ class DirectFourier:
         "auto", "of the ball that the particle lies in; auto: the largest", "Å"
     )
     n_refinements: int = parameter(1, "refinements by what is left unexplained")
+    symmetrise: Literal["auto", "views", "sums"] = parameter(
+        "auto", "rotate views or sums by the group; auto: views where they are few"
+    )
     pixel_size_A: float | None = parameter(None, "edge of a pixel; that of the stack if none", "Å")
 
     def __post_init__(self) -> None:
@@ -113,6 +124,7 @@ class DirectFourier:
         if self.diameter_A != "auto":
             check_number(WHAT, "diameter_A", self.diameter_A, 1)
         check_integer(WHAT, "n_refinements", self.n_refinements, 0, 10)
+        check_choice(WHAT, "symmetrise", self.symmetrise, ("auto", *SYMMETRISED))
         check_pixel_size(WHAT, self.pixel_size_A)
 
 
@@ -126,7 +138,7 @@ class HalfSums:
 def complete(
     params: DirectFourier, attrs: Mapping[str, Any], shape: tuple[int, ...]
 ) -> DirectFourier:
-    """Take the pixel size of the stack, and check what depends on the size of the images."""
+    """Take what depends on the stack from it, and check what depends on the images' size."""
     pixel_size_A = attrs.get("pixel_size_A") if params.pixel_size_A is None else params.pixel_size_A
     if pixel_size_A is None:
         rule = "the pixel size of the stack must be known"
@@ -136,7 +148,11 @@ def complete(
         box_A = shape[-1] * pixel_size_A
         rule = f"diameter_A must be at most the edge of the images, {box_A:g} Å"
         require(params.diameter_A <= box_A, WHAT, rule, params.diameter_A)
-    return replace(params, pixel_size_A=float(pixel_size_A))
+    symmetrised = params.symmetrise
+    if symmetrised == "auto":
+        n_views = shape[0] * len(symmetry_matrices(params.symmetry))
+        symmetrised = "views" if n_views <= MOST_VIEWS * shape[-1] else "sums"
+    return replace(params, pixel_size_A=float(pixel_size_A), symmetrise=symmetrised)
 
 
 def insert(
@@ -186,10 +202,11 @@ def insert(
     plan = GridPlan(box_px=box_px, accuracy=ACCURACY)
     n_bytes = n_halves * SUM_BYTES * prod(plan.shape)
     n_bytes += working_bytes((_images_at_once(box_px, device), box_px, box_px))
+    group = symmetry_matrices(params.symmetry if params.symmetrise == "views" else "C1")
     views = rotation_matrices(rotation_deg), shift_A / float(params.pixel_size_A or 0)
     member = [half == number if n_halves == 2 else half > 0 for number in range(1, n_halves + 1)]
     what = f"adding up images of {box_px} px"
-    given = (images, optics, *views, member, device)
+    given = (images, optics, *views, group, member, device)
     made: tuple[SliceSums, ...] = run_on(device, _add_up, *given, n_bytes=n_bytes, what=what)
     if sums is not None:
         for target, before in zip(made, sums.halves, strict=True):
@@ -206,6 +223,7 @@ def _add_up(
     optics: Optics | None,
     matrices: Array,
     shifts_px: Array,
+    group: Array,
     member: list[Array],
     device: str,
 ) -> tuple[SliceSums, ...]:
@@ -220,9 +238,11 @@ def _add_up(
         slices, weights = _weigh(there, None if optics is None else optics[some])
         for target, members in zip(made, member, strict=True):
             chosen = np.flatnonzero(members[some])
-            views = matrices[some][chosen], shifts_px[some][chosen]
             there = xp.asarray(chosen)
-            insert_slices(target, slices[there], weights[there], *views)
+            given = slices[there], weights[there]
+            for rotation in group:
+                views = matrices[some][chosen] @ rotation, shifts_px[some][chosen]
+                insert_slices(target, *given, *views)
     return tuple(SliceSums(to_host(target.cells), target.plan) for target in made)
 
 
@@ -258,26 +278,39 @@ def finalize(sums: HalfSums, params: DirectFourier) -> xr.Dataset:
         ``volume`` and, with half maps, ``half_1``, ``half_2`` and ``fsc``.
     """
     plan = sums.halves[0].plan
-    group = symmetry_matrices(params.symmetry)
-    grids = [[symmetrise(grid, group, plan) for grid in fold_sums(half)] for half in sums.halves]
     mask = _ball(params, plan.box_px)
-    means = [shell_weights(weights, plan) for _, weights in grids]
-    maps, found = {}, {}
+    solve = partial(solve_volume, mask=mask, plan=plan, n_refinements=params.n_refinements)
+    total, means, maps, found = None, [], {}, {}
+    for number, half in enumerate(sums.halves, start=1):
+        grids = _grids(half, params)
+        means.append(shell_weights(grids[1], plan))
+        if params.half_maps:
+            maps[f"half_{number}"] = solve(*grids, LEAST_SHARE * means[-1])
+        total = grids if total is None else _add_grids(total, grids)
+        del grids
+    assert total is not None
     if params.half_maps:
-        for number, (data, weights) in enumerate(grids, start=1):
-            prior = LEAST_SHARE * means[number - 1]
-            half = solve_volume(data, weights, prior, mask, plan, params.n_refinements)
-            maps[f"half_{number}"] = half
         found["fsc"] = shell_correlation(maps["half_1"], maps["half_2"])
-    # In the place of the first half: a grid is larger than a volume.
-    data, weights = grids.pop(0)
-    while grids:
-        for total, more in zip((data, weights), grids.pop(0), strict=True):
-            total += more
-    prior = _prior(params, sum(means), found.get("fsc"))
-    maps["volume"] = solve_volume(data, weights, prior, mask, plan, params.n_refinements)
+    maps["volume"] = solve(*total, _prior(params, means, found.get("fsc")))
     variables = {name: (VOLUME_DIMS, volume) for name, volume in maps.items()}
     return xr.Dataset(variables | {name: ("frequency", curve) for name, curve in found.items()})
+
+
+def _grids(sums: SliceSums, params: DirectFourier) -> tuple[Array, Array]:
+    """Data and weights of a symmetric particle."""
+    data, weights = fold_sums(sums)
+    if params.symmetrise != "views":
+        group = symmetry_matrices(params.symmetry)
+        data, weights = (symmetrise(grid, group, sums.plan) for grid in (data, weights))
+        np.maximum(weights, 0, out=weights)
+    return data, weights
+
+
+def _add_grids(total: tuple[Array, Array], more: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Add in place: grids are larger than volumes."""
+    for target, grid in zip(total, more, strict=True):
+        target += grid
+    return total
 
 
 def _ball(params: DirectFourier, box_px: int) -> Any:
@@ -288,18 +321,21 @@ def _ball(params: DirectFourier, box_px: int) -> Any:
     return spherical_mask(box_px, radius_px, soft_px)
 
 
-def _prior(params: DirectFourier, mean: Any, correlation: Any) -> Any:
-    """Noise over signal of each shell, in the unit of the weights; ``mean`` is that of all."""
+def _prior(params: DirectFourier, means: list[Any], correlation: Any) -> Any:
+    """Noise over signal of each shell, in the unit of the weights, whose means are of each half."""
     if params.wiener != "auto":
-        return params.wiener * mean
+        return params.wiener * sum(means)
     if correlation is None:
-        return LEAST_SHARE * mean
+        return LEAST_SHARE * sum(means)
     # From shell to shell the correlation of noise jumps, and so would the gain.
     reach = len(SMOOTHING) // 2
     smooth = np.convolve(np.pad(correlation, reach, mode="edge"), SMOOTHING, mode="valid")
     signal = np.clip(smooth, LEAST_CORRELATION, MOST_CORRELATION)
     signal = np.append(signal[:1], signal)
-    return mean / 2 * (1 - signal) / signal
+    # What lowers the correlation is the mean of the halves' noise, which is one over weight.
+    first, second = means
+    weight = 2 * first * second / np.maximum(first + second, np.finfo(np.float32).tiny)
+    return weight * (1 - signal) / signal
 
 
 METHOD = Reconstructor(

@@ -49,6 +49,16 @@ def test_maps_are_those_of_the_cpu(card: str, half_maps: bool, ctf: Any) -> None
         np.testing.assert_allclose(ours.fsc, theirs.fsc, atol=1e-3)
 
 
+def test_symmetric_maps_are_those_of_the_cpu(card: str) -> None:
+    """Each image is added under all rotations of the group."""
+    stack = images(20)
+    ours, theirs = (
+        emdask.reconstruct(stack, symmetry="D2", device=device).compute()
+        for device in (card, "cpu")
+    )
+    assert_same_maps(ours, theirs)
+
+
 def given(stack: xr.DataArray, **changes: Any) -> dict[str, Any]:
     along = {
         "rotation_deg": np.stack([stack[f"{angle}_deg"] for angle in ("rot", "tilt", "psi")], 1),
