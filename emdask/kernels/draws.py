@@ -15,23 +15,6 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 N_ROUNDS = 10
 WORD = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
-# Joe and Kuo 2008, "Constructing Sobol sequences with better two-dimensional projections", SIAM J.
-# Sci. Comput. 30: inner coefficients of a primitive polynomial, and first direction numbers, of
-# each axis but the first.
-SOBOL = (
-    (0, (1,)),
-    (1, (1, 3)),
-    (1, (1, 3, 1)),
-    (2, (1, 1, 1)),
-    (1, (1, 1, 3, 3)),
-    (4, (1, 3, 5, 13)),
-    (2, (1, 1, 5, 5, 17)),
-    (4, (1, 1, 5, 5, 5)),
-    (7, (1, 1, 7, 11, 19)),
-    (11, (1, 1, 5, 1, 1)),
-    (13, (1, 1, 1, 3, 11)),
-)
-SOBOL_BITS = 30
 
 
 def uniform_draws(seed: int, image_ids: npt.ArrayLike, n_draws: int, *, stream: int) -> Array:
@@ -105,59 +88,6 @@ def philox_words(counter: tuple[Any, ...], key: tuple[int, int]) -> list[Array]:
         a, b = (right >> HALF) ^ b ^ keys[0], right & WORD
         c, d = (left >> HALF) ^ d ^ keys[1], left & WORD
     return [a, b, c, d]
-
-
-def even_draws(points: npt.ArrayLike, n_draws: int, *, first_axis: int = 0, n_points: int) -> Array:
-    """Spread numbers between 0 and 1 evenly: means over them converge faster than by chance.
-
-    Parameters
-    ----------
-    points : int array, shape (n,)
-        Numbers of the points, from 0.
-    n_draws
-        Axes of the space that the points fill.
-    first_axis
-        Which is the first of them; ``first_axis + n_draws`` is at most 12.
-    n_points
-        Points in all; a power of 2 fills the space best.
-
-    Returns
-    -------
-    float64 array, shape (n, n_draws)
-        In (0, 1).
-
-    Notes
-    -----
-    Sobol's sequence in the order of Gray codes, moved by half the distance of neighbours.
-
-    Examples
-    --------
-    >>> even_draws([0, 1, 2, 3], 1, n_points=4)[:, 0]
-    array([0.125, 0.625, 0.875, 0.375])
-    """
-    numbers = np.asarray(points, np.int64)
-    codes = numbers ^ (numbers >> 1)
-    steps = np.stack([_sobol_steps(axis) for axis in range(first_axis, first_axis + n_draws)])
-    values = np.zeros((len(codes), n_draws), np.int64)
-    for bit in range(int(codes.max(initial=0)).bit_length()):
-        values ^= np.where((codes >> bit & 1)[:, None], steps[:, bit], 0)
-    half = 0.5 / 2 ** (n_points - 1).bit_length()
-    return np.asarray(values / 2**SOBOL_BITS + half)
-
-
-def _sobol_steps(axis: int) -> Array:
-    """Directions of an axis of Sobol's sequence, as integers of so many bits; int64 (bits,)."""
-    if axis == 0:
-        return np.left_shift(1, np.arange(SOBOL_BITS - 1, -1, -1))
-    inner, first = SOBOL[axis - 1]
-    degree, numbers = len(first), list(first)
-    for k in range(degree, SOBOL_BITS):
-        number = numbers[k - degree] ^ numbers[k - degree] << degree
-        for j in range(1, degree):
-            if inner >> (degree - 1 - j) & 1:
-                number ^= numbers[k - j] << j
-        numbers.append(number)
-    return np.array([number << (SOBOL_BITS - 1 - k) for k, number in enumerate(numbers)])
 
 
 def normal_images(seed: int, image_ids: npt.ArrayLike, shape: tuple[int, int]) -> Array:

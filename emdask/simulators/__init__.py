@@ -50,7 +50,7 @@ def simulate(
 
     Image i depends on ``seed`` and i alone, not on how many images there are, on the chunks or the
     order: each of its random numbers follows from both, and the grey levels are scaled by the
-    signal of what could be drawn, not of what was.
+    signal of the first 500 images of the seed.
 
     Parameters
     ----------
@@ -116,12 +116,10 @@ def simulate(
     beyond an edge comes back in at the opposite one: leave room for it
     (`emdask.simulate_micrographs` has a margin).
 
-    The SNR is that of the mean variance over all poses and CTFs that could be drawn (or were given,
-    one an image), of each volume by its proportion. It is measured on images spread evenly over
-    them and holds to 0.5 %, with more than four volumes to 1 %. What was drawn differs from what
-    could be, by about the spread of the images' variances / sqrt(n): on 500 images that is 1 % for
-    defoci of 10000 to 20000, 2 % where they differ more, and more where one volume is rare and
-    strong.
+    The first 500 images have the SNR that was asked for, those after them up to chance: by the
+    spread of the images' variances / sqrt(500), about 1 % for defoci of 10000 to 20000, and more
+    where defoci differ more or one volume is rare and strong. Where an array with one entry an
+    image is given, its first 500 entries stand for all.
 
     Examples
     --------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,9 +28,7 @@ from emdask.simulators.preparing import Once
 from emdask.simulators.truth import (
     WHAT,
     Draws,
-    EvenDraws,
     Views,
-    class_ends,
     draw_classes,
     draw_optics,
     draw_shifts,
@@ -45,11 +42,9 @@ DEVICES = ("cpu", "cuda")
 AT_ONCE = 32
 # Grids that a volume is transformed in, and the transforms' own memory.
 GRIDS_IN_USE = 5
-# Projections of which the variance of the signal is measured, of all volumes together, and the
-# fewest and the most of each. They are spread evenly over all that could be drawn: 512 tell it to
-# 0.2 %, 128 to 1 %.
-N_SAMPLE = 1024
-SAMPLE_OF_EACH = (128, 512)
+# Images of which the variance of the signal is measured: the first of the seed, however many are
+# made, so that an image does not depend on how many others there are.
+N_SAMPLE = 500
 PAIRS = (tuple, list)
 
 
@@ -112,32 +107,15 @@ class Scene:
         )
 
     @property
-    def n_given(self) -> int | None:
-        """Entries of the shortest array that changes signals and has one an image; None without."""
+    def n_sample(self) -> int:
+        """How many images tell the variance: fewer where an array with one entry an image ends."""
         groups = [self.ctf] if isinstance(self.ctf, Mapping) else self.ctf or []
         values = [value for group in groups for value in group.values()]
         # Pairs in the dictionaries are ranges.
         arrays = [value for value in values if np.ndim(value) and not isinstance(value, PAIRS)]
         arrays += [] if isinstance(self.views.poses, str) else [self.views.poses]
-        return min(map(len, arrays), default=None)
-
-    @property
-    def n_sample(self) -> int:
-        """Of each volume, the projections of which the variance is measured."""
-        fewest, most = SAMPLE_OF_EACH
-        of_each = min(max(N_SAMPLE // len(self.volumes), fewest), most)
-        # A power of 2 fills the space best.
-        n_sample = 1 << (of_each.bit_length() - 1)
-        if self.n_given is None or self.n_given >= n_sample:
-            return n_sample
-        # Each entry as often as the others.
-        return self.n_given * -(-n_sample // self.n_given)
-
-    def sample(self, points: Array) -> EvenDraws:
-        """Return some of the images that stand for all, by their number among `n_sample`."""
-        n_sample, n_given = self.n_sample, self.n_given
-        image_ids = points if n_given is None else points * n_given // n_sample
-        return EvenDraws(image_ids=image_ids, seed=self.seed, points=points, n_points=n_sample)
+        arrays += [self.shifts_A] if np.ndim(self.shifts_A) else []
+        return min(N_SAMPLE, *map(len, arrays)) if arrays else N_SAMPLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,30 +218,20 @@ def transform_volume(volume: Array, accuracy: str, device: str) -> VolumeSpectru
 
 
 def _signal_variance(scene: Scene, spectra: tuple[VolumeSpectrum, ...], device: str) -> float:
-    """Variance of a clean image, the mean of all that could be drawn."""
+    """Mean variance of the first clean images, from their Fourier terms."""
     batches = _batches(scene, device, 0, scene.n_sample)
-    total = sum(_run(device, _sum_variances, scene, spectra, points) for points in batches)
+    total = sum(_run(device, _sum_variances, scene, spectra, ids) for ids in batches)
     return float(total / scene.n_sample)
 
 
-def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], points: Array) -> float:
-    """Sum of the variances of clean images that stand for all, of each volume by its share."""
-    xp, draws = array_namespace(spectra[0].cells), scene.sample(points)
-    matrices = rotation_matrices(scene.views.draw(draws))
+def _sum_variances(scene: Scene, spectra: tuple[VolumeSpectrum, ...], image_ids: Array) -> float:
+    terms = _transforms(scene, spectra, scene.draw(image_ids))
+    xp = array_namespace(terms)
     # Of the whole plane, but for the mean.
     weights = half_plane_weights(scene.shape) / prod(scene.shape) ** 2
     weights[0, 0] = 0.0
-    ctfs = _ctfs(scene, draw_optics(scene.ctf, draws), len(points), xp)
-    powers = xp.asarray(weights) * (1 if ctfs is None else xp.square(ctfs))
-    shares = np.diff(class_ends(scene.proportions, len(spectra)), prepend=0.0)
-    total = 0.0
-    for share, spectrum in zip(shares, spectra, strict=True):
-        if share > 0:
-            # Where a particle is does not change the power of its image.
-            terms = slice_volume(spectrum, matrices)
-            power = (xp.square(terms.real) + xp.square(terms.imag)) * powers
-            total += share * float(power.sum(dtype=np.float64))
-    return total
+    power = xp.square(terms.real) + xp.square(terms.imag)
+    return float((power * xp.asarray(weights)).sum(dtype=np.float64))
 
 
 def _see(scene: Scene, prepared: Prepared, image_ids: Array, images: Array) -> None:
@@ -285,13 +253,7 @@ def _transforms(scene: Scene, spectra: tuple[VolumeSpectrum, ...], truth: Truth)
         if chosen.size:
             slices = slice_volume(spectrum, matrices[chosen], shifts_px[chosen])
             terms[xp.asarray(chosen)] = slices
-    ctfs = _ctfs(scene, truth.optics, len(terms), xp)
-    if ctfs is not None:
-        terms *= ctfs
+    optics = optics_record(truth.optics, scene.pixel_size_A)
+    if optics is not None:
+        terms *= optics.ctfs(scene.shape, len(terms), xp)
     return terms
-
-
-def _ctfs(scene: Scene, drawn: dict[str, Array | float], n_images: int, xp: ModuleType) -> Any:
-    """CTF of each image, float32 (n_images, h, w // 2 + 1); None without."""
-    optics = optics_record(drawn, scene.pixel_size_A)
-    return None if optics is None else optics.ctfs(scene.shape, n_images, xp)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from emdask.checks import check_number, require, sentence, suggest
 from emdask.errors import ParameterError
 from emdask.kernels.ctf import Optics
-from emdask.kernels.draws import even_draws, uniform_draws
+from emdask.kernels.draws import uniform_draws
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +25,6 @@ WHAT = "simulate"
 POSES = ("uniform", "cone")
 # Streams of random numbers.
 POSE, SHIFT, CLASS, GROUP, CTF = range(5)
-# Axes of what is spread evenly: views have three, groups one, CTFs eight.
-FIRST_AXIS = {POSE: 0, GROUP: 3, CTF: 4}
 # What the CTF depends on where a dictionary does not say; a pair is a range.
 CTF_DEFAULTS: Mapping[str, Any] = {
     "defocus_A": (10_000.0, 20_000.0),
@@ -69,28 +67,6 @@ class Draws:
     def uniform(self, n_draws: int, stream: int) -> Array:
         """Return numbers in [0, 1) for each image; float64 (n, n_draws)."""
         return uniform_draws(self.seed, self.image_ids, n_draws, stream=stream)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvenDraws(Draws):
-    """Images that stand for all that could be drawn: spread evenly, whatever the seed.
-
-    Parameters
-    ----------
-    points : int array, shape (n,)
-        Numbers of the images among those that are spread, from 0; ``image_ids`` says which entries
-        they take of arrays with one an image.
-    n_points
-        Of these in all.
-    """
-
-    points: Array
-    n_points: int
-
-    def uniform(self, n_draws: int, stream: int) -> Array:
-        """Return numbers in [0, 1) for each image; float64 (n, n_draws)."""
-        axis = FIRST_AXIS[stream]
-        return even_draws(self.points, n_draws, first_axis=axis, n_points=self.n_points)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.stats import qmc
 
-from emdask.kernels.draws import even_draws, normal_images, philox_words, uniform_draws
+from emdask.kernels.draws import normal_images, philox_words, uniform_draws
 
 
 @pytest.mark.parametrize(
@@ -59,11 +58,3 @@ def test_noise_belongs_to_the_image() -> None:
     assert np.array_equal(noise[1], normal_images(2, [9], (16, 20))[0])
     expected = np.random.default_rng([2, 7]).standard_normal((16, 20), np.float32)
     assert np.array_equal(noise[0], expected)
-
-
-def test_even_draws_are_those_of_sobol() -> None:
-    theirs = qmc.Sobol(12, scramble=False).random_base2(9)
-    ours = even_draws(np.arange(512), 12, n_points=512)
-    np.testing.assert_array_equal(ours, theirs + 0.5 / 512)
-    part = even_draws([7, 300], 3, first_axis=5, n_points=512)
-    np.testing.assert_array_equal(part, ours[[7, 300], 5:8])
