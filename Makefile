@@ -47,6 +47,8 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/filters.py
 	$(BIN)/python benchmarks/deconvolution.py
 	$(BIN)/python benchmarks/projection.py
+	$(BIN)/python benchmarks/simulation.py
+	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/pipeline.py --device cpu
 
