@@ -57,7 +57,7 @@ def cells(lines: list[str], row: str) -> list[str]:
 def test_tables_on_the_stand_in(
     gpu: ModuleType, cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("emdask.simulators.scene.SAMPLE_OF_EACH", (8, 8))
+    monkeypatch.setattr("emdask.simulators.scene.N_SAMPLE", 8)
     cuda_on_host.strict = True
     scene, limits = gpu.Scene(32, 4), gpu.Limits(1e12, 1e12)
     lines = gpu.slice_table(scene, limits, 0)
