@@ -1,4 +1,4 @@
-"""Array engine for cryo-EM images: lazy, distributed denoising of micrographs and particles."""
+"""Array engine for cryo-EM images: denoise, simulate and reconstruct, lazily and distributed."""
 
 from __future__ import annotations
 
