@@ -192,6 +192,10 @@ VARIABLES: tuple[Variable, ...] = (
     ),
 )
 
+# Variables that belong together: the Euler angles of a pose, and the components of a shift.
+ANGLES = ("rot_deg", "tilt_deg", "psi_deg")
+SHIFTS = ("shift_x_A", "shift_y_A")
+
 BY_NAME: dict[str, Variable] = {v.name: v for v in VARIABLES}
 
 

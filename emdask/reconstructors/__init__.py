@@ -19,12 +19,11 @@ from emdask.kernels.shells import shell_frequencies
 from emdask.lazy import BAD_PIXELS, fold_images, label_arrays, map_signature
 from emdask.method import resolve_method
 from emdask.stack import add_provenance, as_stack, image_ids, optics_of
+from emdask.variables import ANGLES, SHIFTS
 from emdask.volumes import VOLUME_DIMS
 
 FAMILY = __name__
 WHAT = "reconstruct"
-ANGLES = ("rot_deg", "tilt_deg", "psi_deg")
-SHIFTS = ("shift_x_A", "shift_y_A")
 # Of two half maps and of a map and its truth (Rosenthal and Henderson 2003).
 THRESHOLDS = (0.143, 0.5)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,11 @@ from emdask.simulators.preparing import build_recipe
 from emdask.simulators.scene import DEVICES, Scene, read_clean, read_noisy
 from emdask.simulators.truth import Views
 from emdask.stack import add_provenance, build_stack, choose_chunk
+from emdask.variables import ANGLES, SHIFTS
 from emdask.volumes import as_volume
 
 WHAT = "simulate"
 NOISES = ("white", "coloured")
-ANGLES = ("rot_deg", "tilt_deg", "psi_deg")
-SHIFTS = ("shift_x_A", "shift_y_A")
 
 
 def simulate(
@@ -149,12 +148,28 @@ def simulate(
         accuracy=accuracy,
         device=device,
     )
-    coords, attrs = _truth_of(scene, int(n_images))
-    stacks = {
-        "images": _stack(read_noisy, scene, n_images, chunks, coords, attrs),
-        "clean": _stack(read_clean, scene, n_images, chunks, coords, attrs),
-    }
-    return xr.Dataset(stacks, attrs=attrs).assign_coords(_vectors(coords))
+    truth = scene.draw(np.arange(n_images))
+    shape = (int(n_images), *scene.shape)
+    made = describe_images(
+        WHAT,
+        scene,
+        {"images": read_noisy, "clean": read_clean},
+        shape=shape,
+        chunk=choose_chunk(shape, np.float32, chunks),
+        coords={
+            "image_id": np.arange(n_images),
+            **dict(zip(ANGLES, truth.rotation_deg.T, strict=True)),
+            **dict(zip(SHIFTS, truth.shift_A.T, strict=True)),
+            "class_id": truth.class_index + 1,
+        },
+        optics=truth.optics,
+        attrs={"kind": "particles", "pixel_size_A": scene.pixel_size_A},
+        parameters=_record(scene, int(n_images)),
+    )
+    vectors = {"rotation_deg": ("image", "angle"), "shift_A": ("image", "axis")}
+    return made.assign_coords(
+        {name: (dims, getattr(truth, name)) for name, dims in vectors.items()}
+    )
 
 
 def check_shared(what: str, *, seed: Any, noise: Any, accuracy: Any, device: str | None) -> str:
@@ -239,25 +254,52 @@ def _open(volume: Any, pixel_size_A: float | None) -> xr.DataArray:
     return as_volume(volume, pixel_size_A)
 
 
-def _truth_of(scene: Scene, n_images: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Coordinates of the images, and attributes of the stack."""
-    truth = scene.draw(np.arange(n_images))
-    coords: dict[str, Any] = {"image_id": np.arange(n_images)}
-    coords |= dict(zip(ANGLES, truth.rotation_deg.T, strict=True))
-    coords |= dict(zip(SHIFTS, truth.shift_A.T, strict=True))
-    coords |= {"class_id": truth.class_index + 1}
-    attrs: dict[str, Any] = {"kind": "particles", "pixel_size_A": scene.pixel_size_A}
-    for name, value in truth.optics.items():
-        (coords if np.ndim(value) else attrs)[name] = value
-    return coords, add_provenance(attrs, WHAT, _record(scene, n_images))
+def describe_images(
+    what: str,
+    recipe: Any,
+    readers: Mapping[str, Callable[[Any, int, int], Any]],
+    *,
+    shape: tuple[int, int, int],
+    chunk: int,
+    coords: Mapping[str, Any],
+    optics: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+) -> xr.Dataset:
+    """Label images that are yet to be made.
 
+    Parameters
+    ----------
+    what
+        The verb, which names tasks and the step of the provenance.
+    recipe
+        What the images depend on, with the attribute ``device``.
+    readers
+        Name to ``(recipe, start, stop) -> images``, as `emdask.lazy.read_images` takes it.
+    shape
+        (n, h, w).
+    chunk
+        Images a block.
+    coords, attrs
+        What is true of each image, and of all.
+    optics
+        What `draw_optics` returned: arrays become coordinates, numbers attributes.
+    parameters
+        Of the step.
 
-def _vectors(coords: Mapping[str, Any]) -> dict[str, Any]:
-    """Poses and shifts with the axes of each image together."""
-    return {
-        "rotation_deg": (("image", "angle"), np.stack([coords[name] for name in ANGLES], -1)),
-        "shift_A": (("image", "axis"), np.stack([coords[name] for name in SHIFTS], -1)),
-    }
+    Returns
+    -------
+    xarray.Dataset
+        A stack for each of the readers.
+    """
+    varying = {name: value for name, value in optics.items() if np.ndim(value)}
+    alike = {name: value for name, value in optics.items() if name not in varying}
+    known = add_provenance({**attrs, **alike}, what, parameters)
+    options: dict[str, Any] = {"shape": shape, "dtype": np.float32, "chunk": chunk, "name": what}
+    with on_cards(recipe.device):
+        images = {name: read_images(read, recipe, **options) for name, read in readers.items()}
+    stacks = {name: build_stack(a, {**coords, **varying}, known) for name, a in images.items()}
+    return xr.Dataset(stacks, attrs=known)
 
 
 def _record(scene: Scene, n_images: int) -> dict[str, Any]:
@@ -276,21 +318,3 @@ def _record(scene: Scene, n_images: int) -> dict[str, Any]:
         view_deg = [float(angle) for angle in scene.views.view_deg]
         record |= {"cone_deg": scene.views.cone_deg, "view_deg": view_deg}
     return record
-
-
-def _stack(
-    read: Any,
-    scene: Scene,
-    n_images: int,
-    chunks: int | str,
-    coords: Mapping[str, Any],
-    attrs: Mapping[str, Any],
-) -> xr.DataArray:
-    size_px = scene.volumes[0].shape[0]
-    shape = (int(n_images), size_px, size_px)
-    chunk = choose_chunk(shape, np.float32, chunks)
-    with on_cards(scene.device):
-        images = read_images(
-            read, scene, shape=shape, dtype=np.float32, chunk=chunk, name="simulate"
-        )
-    return build_stack(images, coords, attrs)

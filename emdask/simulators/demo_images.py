@@ -16,6 +16,7 @@ from emdask.kernels.projections import project_blobs, sample_blobs
 from emdask.kernels.proteins import grow_protein
 from emdask.simulators.micrographs import simulate_micrographs
 from emdask.stack import add_provenance, build_stack, choose_chunk
+from emdask.variables import ANGLES, SHIFTS
 from emdask.volumes import build_volume
 
 Array = npt.NDArray[Any]
@@ -107,8 +108,8 @@ def demo_particles(
     noise = np.stack([rng.standard_normal(clean.shape[1:], np.float32) for rng in draws])
     coords |= {
         "image_id": np.arange(n_images),
-        **dict(zip(("rot_deg", "tilt_deg", "psi_deg"), rotation_deg.T, strict=True)),
-        **dict(zip(("shift_x_A", "shift_y_A"), shift_A.T, strict=True)),
+        **dict(zip(ANGLES, rotation_deg.T, strict=True)),
+        **dict(zip(SHIFTS, shift_A.T, strict=True)),
     }
     parameters = {"n_images": n_images, "box_px": box_px, "snr": snr, "ctf": ctf, "seed": seed}
     attrs = _attrs("particles", pixel_size_A, parameters)

@@ -21,13 +21,12 @@ from emdask.kernels.ice import add_crystal, carbon_film, ice_slope
 from emdask.kernels.projections import rotation_matrices
 from emdask.kernels.slices import VolumeSpectrum, project_volume
 from emdask.simulators.preparing import Once
-from emdask.simulators.scene import transform_volume
+from emdask.simulators.scene import DEVICES, transform_volume
 from emdask.simulators.specimen import TEXTURE, Particles, Specimen
 from emdask.simulators.truth import Draws, draw_optics
 
 Array = npt.NDArray[Any]
 
-DEVICES = ("cpu", "cuda")
 SNR_PLACES = ("frame", "particles")
 # Particles that are projected together: more would only take more memory.
 AT_ONCE = 32

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,12 @@ import pandas as pd
 import xarray as xr
 
 from emdask.checks import check_choice, check_integer, check_number, require
-from emdask.lazy import read_images
-from emdask.placement import on_cards
-from emdask.simulators import ANGLES, check_shared, check_volumes
+from emdask.simulators import check_shared, check_volumes, describe_images
 from emdask.simulators.exposure import SNR_PLACES, Exposure, read_clean, read_noisy
 from emdask.simulators.preparing import build_recipe
 from emdask.simulators.specimen import MOST_PARTICLES, Specimen, measure_diameter
 from emdask.simulators.truth import POSES, Draws, Views, class_ends, draw_optics
-from emdask.stack import add_provenance, build_stack
+from emdask.variables import ANGLES
 
 WHAT = "simulate_micrographs"
 # Of the frame, by the discs of the particles: what is wanted where no number is, and the most that
@@ -203,12 +201,19 @@ def _lay_out(
 
 def _describe(exposure: Exposure, ids: Any) -> tuple[xr.Dataset, pd.DataFrame]:
     """Label micrographs that are yet to be made, and list their particles."""
-    coords, attrs = _truth_of(exposure, ids)
-    stacks = {
-        name: _stack(read, exposure, coords, attrs)
-        for name, read in (("images", read_noisy), ("clean", read_clean))
-    }
-    return xr.Dataset(stacks, attrs=attrs), _picks(exposure.specimen, ids)
+    draws = Draws(image_ids=ids, seed=exposure.specimen.seed, what=WHAT)
+    made = describe_images(
+        WHAT,
+        exposure,
+        {"images": read_noisy, "clean": read_clean},
+        shape=(len(ids), *exposure.specimen.shape),
+        chunk=1,
+        coords={"image_id": ids, "micrograph": _names(ids)},
+        optics=draw_optics(exposure.ctf, draws),
+        attrs={"kind": "micrographs", "pixel_size_A": exposure.pixel_size_A},
+        parameters=_record(exposure),
+    )
+    return made, _picks(exposure.specimen, ids)
 
 
 def _frame(size_px: Any) -> tuple[int, int]:
@@ -244,16 +249,6 @@ def _count_particles(
     return low, high
 
 
-def _truth_of(exposure: Exposure, ids: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Coordinates of the micrographs, and attributes of the stack."""
-    coords: dict[str, Any] = {"image_id": ids, "micrograph": _names(ids)}
-    attrs: dict[str, Any] = {"kind": "micrographs", "pixel_size_A": exposure.pixel_size_A}
-    draws = Draws(image_ids=ids, seed=exposure.specimen.seed, what=WHAT)
-    for name, value in draw_optics(exposure.ctf, draws).items():
-        (coords if np.ndim(value) else attrs)[name] = value
-    return coords, add_provenance(attrs, WHAT, _record(exposure))
-
-
 def _names(ids: Any) -> Any:
     return np.array([f"micrograph_{image_id:06d}.mrc" for image_id in ids])
 
@@ -277,15 +272,6 @@ def _record(exposure: Exposure) -> dict[str, Any]:
         "seed": specimen.seed,
         "accuracy": exposure.accuracy,
     }
-
-
-def _stack(
-    read: Any, exposure: Exposure, coords: Mapping[str, Any], attrs: Mapping[str, Any]
-) -> xr.DataArray:
-    shape = (len(coords["image_id"]), *exposure.specimen.shape)
-    with on_cards(exposure.device):
-        images = read_images(read, exposure, shape=shape, dtype=np.float32, chunk=1, name=WHAT)
-    return build_stack(images, coords, attrs)
 
 
 def _picks(specimen: Specimen, ids: Any) -> pd.DataFrame:
