@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import xarray as xr
 
 from emdask.checks import require, sentence
 from emdask.errors import FormatError
+from emdask.io.output import remove_path, replace_path
 
 SUFFIX = ".zarr"
 
@@ -51,11 +50,9 @@ def save_model(model: xr.Dataset, path: str | Path, *, overwrite: bool = False) 
     require(is_model, "save_model", "needs a model", type(model).__name__, remedy)
     check_model_target(path, overwrite=overwrite)
     draft = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
+    remove_path(draft)
     model.to_zarr(draft, zarr_format=3, consolidated=False)
-    if path.exists():
-        shutil.rmtree(path)
-    os.replace(draft, path)
+    replace_path(draft, path)
     return path
 
 

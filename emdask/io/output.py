@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -157,3 +158,30 @@ def replace_file(path: Path, parts: Sequence[Any], drafts: Path) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def replace_path(draft: Path, path: Path) -> None:
+    """Give a draft, a file or a folder, its name; what has the name is removed after that.
+
+    Parameters
+    ----------
+    draft
+        What is whole, on the same file system.
+    path
+        Its name. A folder cannot take the place of another: that steps aside.
+    """
+    if not path.is_dir():
+        os.replace(draft, path)
+        return
+    aside = path.with_name(f"{path.name}.replaced")
+    remove_path(aside)
+    os.replace(path, aside)
+    os.replace(draft, path)
+    remove_path(aside)
+
+
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, where there is one."""
+    remove: Callable[..., None] = shutil.rmtree if path.is_dir() else os.unlink
+    if path.exists():
+        remove(path)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from emdask.checks import check_number, require, sentence
 from emdask.errors import FormatError, StackError
 from emdask.io.files import COMPRESSED, check_file, find_suffix
 from emdask.io.mrc import build_header, describe_size, read_block, read_fields, read_header
+from emdask.io.output import remove_path, replace_path
 from emdask.io.zarr import plain_attributes
 from emdask.volumes import VOLUME_DIMS, as_volume, build_volume
 
@@ -238,12 +237,12 @@ def save_volume(volume: Any, path: str | os.PathLike[str], *, overwrite: bool = 
     write = _write_zarr if path.suffix == ZARR_SUFFIX else _write_map
     whole = as_volume(volume)
     draft = path.with_name(f"{path.name}.partial")
-    _remove(draft)
+    remove_path(draft)
     try:
         write(whole, draft)
-        _replace(draft, path)
+        replace_path(draft, path)
     except BaseException:
-        _remove(draft)
+        remove_path(draft)
         raise
     return path
 
@@ -304,21 +303,3 @@ def _write_map(volume: xr.DataArray, path: Path) -> None:
 def _write_zarr(volume: xr.DataArray, path: Path) -> None:
     labelled = (VOLUME_DIMS, volume.values, plain_attributes(volume.attrs))
     xr.Dataset({ARRAY_NAME: labelled}).to_zarr(path, zarr_format=3, consolidated=False)
-
-
-def _replace(draft: Path, path: Path) -> None:
-    """Give the draft its name. A folder cannot take the place of another: that steps aside."""
-    if not path.is_dir():
-        os.replace(draft, path)
-        return
-    aside = path.with_name(f"{path.name}.replaced")
-    _remove(aside)
-    os.replace(path, aside)
-    os.replace(draft, path)
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    remove: Callable[..., None] = shutil.rmtree if path.is_dir() else os.unlink
-    if path.exists():
-        remove(path)
