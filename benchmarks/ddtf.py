@@ -485,7 +485,7 @@ def peak():
 def spent(f):
     start = time.process_time(); result = f(); return time.process_time() - start, result
 before = peak()
-drawing, sums = spent(lambda: METHOD.learn.chunk(image, np.arange(1), params))
+drawing, sums = spent(lambda: METHOD.learn.chunk["cpu"](image, np.arange(1), params))
 learning, model = spent(lambda: METHOD.learn.finalize(sums, params))
 denoising, _ = spent(lambda: METHOD.apply["cpu"](image, params, model))
 print(drawing, learning, denoising, peak() - before)

@@ -368,6 +368,8 @@ def learn_model(
     params: Any,
     *,
     name: str,
+    device: str = "cpu",
+    optics: Optics | None = None,
     bad_pixels: str = "raise",
 ) -> Delayed:
     """Learn a method's model in one pass: sums of each chunk, combined as a tree, finalized.
@@ -382,6 +384,10 @@ def learn_model(
         The record, whose ``learn`` must be given, and its parameters.
     name
         Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda", where the sums are made; resolved on the worker.
+    optics
+        Of all images, for methods that take them; None where they are not known.
     bad_pixels
         As of `map_images`.
 
@@ -395,20 +401,29 @@ def learn_model(
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
     ends = np.cumsum(images.chunks[0])
     blocks = images.to_delayed().ravel()
-    token = tokenize(images.name, image_ids, method, params, bad_pixels)
-    sums = [
-        delayed(_sum_block)(
-            learn.chunk,
-            block,
-            image_ids[end - size : end],
-            params,
-            images.shape[0],
-            int(end - size),
-            bad_pixels,
-            dask_key_name=f"{name}-sums-{token}-{i}",
-        )
-        for i, (block, end, size) in enumerate(zip(blocks, ends, images.chunks[0], strict=True))
-    ]
+    token = tokenize(images.name, image_ids, method, params, device, optics, bad_pixels)
+    sum_block = partial(
+        _sum_block,
+        chunk=learn.chunk,
+        params=params,
+        n_images=images.shape[0],
+        device=device,
+        bad_pixels=bad_pixels,
+    )
+    sums = []
+    with on_cards(device):
+        for i, (block, end) in enumerate(zip(blocks, ends, strict=True)):
+            part = slice(int(end - images.chunks[0][i]), int(end))
+            along = {"optics": optics and optics[part]} if method.takes_optics else {}
+            sums.append(
+                delayed(sum_block)(
+                    block,
+                    image_ids[part],
+                    first=part.start,
+                    along=along,
+                    dask_key_name=f"{name}-sums-{token}-{i}",
+                )
+            )
     total = _combine_tree(learn.combine, sums, f"{name}-combine-{token}")
     return delayed(_finalize)(
         learn.finalize, total, params, name, dask_key_name=f"{name}-model-{token}"
@@ -429,16 +444,21 @@ def _combine_tree(combine: Callable[[Any, Any], Any], sums: list[Delayed], name:
 
 
 def _sum_block(
-    chunk: Callable[..., Any],
     images: Images,
     image_ids: Images,
+    *,
+    chunk: Mapping[str, Callable[..., Any]],
     params: Any,
     n_images: int,
-    first: int,
+    device: str,
     bad_pixels: str,
+    first: int,
+    along: Mapping[str, Any],
 ) -> Any:
+    images = _clean(images, first, bad_pixels)
+    where = resolve_device(device, chunk)
     with one_blas_thread:
-        return chunk(_clean(images, first, bad_pixels), image_ids, params, n_images)
+        return chunk[where](images, image_ids, params, n_images, **along)
 
 
 def _finalize(finalize: Callable[..., Any], sums: Any, params: Any, name: str) -> Any:

@@ -28,8 +28,9 @@ class Learn:
     Parameters
     ----------
     chunk
-        ``(images, image_ids, params, n_images) -> sums``; a block of images to additive sums, of a
-        stack of so many images.
+        Device to ``(images, image_ids, params, n_images) -> sums``: a block of images to additive
+        sums, of a stack of so many images. Images and sums are of the host; what works on a card
+        does its own moving. Methods that take optics are given them by the keyword ``optics``.
     combine
         ``(sums, sums) -> sums``; associative.
     finalize
@@ -42,7 +43,7 @@ class Learn:
         Parameters that must be those of the model.
     """
 
-    chunk: Callable[..., Any]
+    chunk: Mapping[str, Callable[..., Any]]
     combine: Callable[[Any, Any], Any]
     finalize: Callable[..., Any]
     wanted: Callable[[Any], bool] | None = None
@@ -70,8 +71,8 @@ class Method:
         h, w) tell, such as the pixel size, and raises at once where they tell too little; None
         where nothing is wanted of them.
     takes_optics
-        Whether ``apply`` has the keyword ``optics``: the `emdask.kernels.ctf.Optics` of its images,
-        None where the stack knows no defocus.
+        Whether ``apply``, and the sums of ``learn``, have the keyword ``optics``: the
+        `emdask.kernels.ctf.Optics` of their images, None where the stack knows no defocus.
     removes
         What the images lose by it: "noise", or "outliers" alone.
     """

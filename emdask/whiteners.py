@@ -229,6 +229,6 @@ def _colour(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:
     return colour_images(images, model.frequency.values, model.power.values)
 
 
-LEARN = Learn(chunk=_sum, combine=add_sums, finalize=_finish)
+LEARN = Learn(chunk={"cpu": _sum}, combine=add_sums, finalize=_finish)
 WHITEN = Method(params=NoiseParams, apply={"cpu": _whiten, "cuda": _whiten}, learn=LEARN)
 COLOUR = Method(params=NoiseParams, apply={"cpu": _colour, "cuda": _colour}, learn=LEARN)

@@ -65,7 +65,7 @@ METHODS = {
     "recall": Method(
         params=Recall,
         apply={"cpu": recall},
-        learn=Learn(chunk=add, combine=combine, finalize=finalize),
+        learn=Learn(chunk={"cpu": add}, combine=combine, finalize=finalize),
     ),
 }
 

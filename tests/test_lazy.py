@@ -48,7 +48,9 @@ def _subtract(images: np.ndarray, params: Centre, model: xr.Dataset) -> np.ndarr
 
 
 METHOD = Method(
-    params=Centre, apply={"cpu": _subtract}, learn=Learn(chunk=_sums, combine=_add, finalize=_mean)
+    params=Centre,
+    apply={"cpu": _subtract},
+    learn=Learn(chunk={"cpu": _sums}, combine=_add, finalize=_mean),
 )
 
 

@@ -94,5 +94,5 @@ def test_learning_needs_a_learning_method() -> None:
 
 
 def test_learn_is_a_plain_record() -> None:
-    learn = Learn(chunk=np.sum, combine=np.add, finalize=lambda sums, params: sums)
+    learn = Learn(chunk={"cpu": np.sum}, combine=np.add, finalize=lambda sums, params: sums)
     assert learn.combine(1, 2) == 3

@@ -77,7 +77,7 @@ def denoise(
     params = complete_params(record, params, source)
     model = _check_model(model, name, record, params)
     if learns(record, params) and model is None:
-        model = _learn(source, name, record, params, bad_pixels)
+        model = _learn(source, name, record, params, device, bad_pixels)
     images = map_images(
         source.data,
         record,
@@ -94,7 +94,12 @@ def denoise(
 
 
 def learn_denoiser(
-    stack: Any, method: str | Any, *, bad_pixels: str = "raise", **parameters: Any
+    stack: Any,
+    method: str | Any,
+    *,
+    device: str | None = None,
+    bad_pixels: str = "raise",
+    **parameters: Any,
 ) -> Any:
     """Learn a denoiser's model from a stack in one pass, lazily.
 
@@ -104,6 +109,8 @@ def learn_denoiser(
         Images to learn from.
     method
         Name of a method that learns, or an instance of its parameter record.
+    device
+        As of `denoise`, for methods that can learn on a card; others learn on the processor.
     bad_pixels
         As of `denoise`.
     **parameters
@@ -130,9 +137,11 @@ def learn_denoiser(
     emdask.errors.StackError: bm3d: has nothing to learn. Call denoise() at once.
     """
     name, record, params = resolve_method(FAMILY, method, parameters)
+    device = check_device(device, name, record.apply)
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
-    return _learn(source, name, record, complete_params(record, params, source), bad_pixels)
+    params = complete_params(record, params, source)
+    return _learn(source, name, record, params, device, bad_pixels)
 
 
 def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
@@ -164,6 +173,17 @@ def _check_model(model: Any, name: str, record: Method, params: Any) -> Any:
     return model
 
 
-def _learn(stack: Any, name: str, record: Method, params: Any, bad_pixels: str) -> Any:
-    ids = image_ids(stack)
-    return learn_model(stack.data, ids, record, params, name=name, bad_pixels=bad_pixels)
+def _learn(
+    stack: xr.DataArray, name: str, record: Method, params: Any, device: str, bad_pixels: str
+) -> Any:
+    there = record.learn.chunk if record.learn is not None else ()
+    return learn_model(
+        stack.data,
+        image_ids(stack),
+        record,
+        params,
+        name=name,
+        device=device if device in ("auto", *there) else "cpu",
+        optics=optics_of(stack) if record.takes_optics else None,
+        bad_pixels=bad_pixels,
+    )

@@ -200,7 +200,7 @@ def test_what_a_block_of_a_large_stack_sends_is_little(method: str) -> None:
     if learn is None:
         pytest.skip(f"{method} learns nothing")
     images = np.random.default_rng(0).normal(size=(16, 64, 64)).astype("f4")
-    sums = learn.chunk(images, np.arange(16), record_of(method).params(), 16 * 1024)
+    sums = learn.chunk["cpu"](images, np.arange(16), record_of(method).params(), 16 * 1024)
     assert len(pickle.dumps(sums)) < images.nbytes
 
 

@@ -216,7 +216,7 @@ def test_images_of_the_paper(shared_data: Path) -> None:
     clean = imread(folder / "clean_01.png")
     assert affine_psnr(noisy[0], clean) == pytest.approx(14.46, abs=0.01)
     model = METHOD.learn.finalize(  # type: ignore[union-attr]
-        METHOD.learn.chunk(noisy, np.arange(20), Ddtf()),  # type: ignore[union-attr]
+        METHOD.learn.chunk["cpu"](noisy, np.arange(20), Ddtf()),  # type: ignore[union-attr]
         Ddtf(),
     )
     result = METHOD.apply["cpu"](noisy[:1], Ddtf(), model)[0]
