@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,52 @@ class Optics:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         ctf = ctf_2d(shape, **values, xp=xp).astype(np.float32)
         return xp.broadcast_to(ctf, (n_images, *ctf.shape[-2:]))
+
+    def distinct(self, n_images: int) -> tuple[Optics, npt.NDArray[np.intp]]:
+        """Return the optics that differ, (m,), and which of them each of so many images has, (n,).
+
+        Examples
+        --------
+        >>> defocus = np.array([2e4, 1e4, 2e4])
+        >>> optics = Optics(pixel_size_A=2.0, defocus_u_A=defocus, defocus_v_A=defocus)
+        >>> few, which = optics.distinct(3)
+        >>> few.defocus_u_A, which
+        (array([10000., 20000.]), array([1, 0, 1]))
+        """
+        varying = self.varying()
+        if not varying:
+            return self, np.zeros(n_images, np.intp)
+        table = np.stack([*varying.values()], axis=1)
+        rows, which = np.unique(table, axis=0, return_inverse=True)
+        return replace(self, **dict(zip(varying, rows.T, strict=True))), which.reshape(-1)
+
+    def power(self, frequency: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the mean of the squared CTF over circles of these frequencies in cycles a pixel.
+
+        Of shape (m, r) for m images, (1, r) for numbers that are the same for all. With astigmatism
+        the squared CTF over directions is ``sin²(a + d cos 2φ)``, whose mean is ``(1 - cos(2 a)
+        J0(2 d)) / 2``.
+
+        Examples
+        --------
+        >>> optics = Optics(pixel_size_A=2.0, defocus_u_A=1e4, defocus_v_A=1e4)
+        >>> optics.power(np.array([0.0])).round(3)
+        array([[0.01]])
+        """
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        v = {
+            name: np.atleast_1d(np.asarray(value, np.float64))[:, None]
+            for name, value in values.items()
+        }
+        k2 = np.square(frequency / v["pixel_size_A"])
+        wavelength_A = electron_wavelength(v["voltage_kV"])
+        middle = (v["defocus_u_A"] + v["defocus_v_A"]) / 2
+        aberration = np.pi / 2 * 1e7 * v["spherical_aberration_mm"] * wavelength_A**3
+        constant = np.deg2rad(v["phase_shift_deg"]) + np.arcsin(v["amplitude_contrast"])
+        phase = (np.pi * wavelength_A * middle - aberration * k2) * k2 + constant
+        swing = np.pi * wavelength_A * (v["defocus_u_A"] - v["defocus_v_A"]) / 2 * k2
+        envelope = np.exp(-v["b_factor_A2"] * k2 / 2)
+        return np.asarray(envelope * (1 - np.cos(2 * phase) * special.j0(2 * swing)) / 2)
 
 
 def electron_wavelength(voltage_kV: Any) -> Any:

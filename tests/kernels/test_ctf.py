@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,29 @@ def test_optics_of_many_images():
         np.testing.assert_allclose(ctf, optics.ctf((10, 12), i), atol=1e-6)
     same = Optics(pixel_size_A=2.0, defocus_u_A=1e4, defocus_v_A=1e4)
     assert same.ctfs((10, 12), 4).shape == (4, 10, 7)
+
+
+def test_power_is_the_mean_square_over_circles() -> None:
+    optics = Optics(
+        pixel_size_A=1.7,
+        defocus_u_A=np.array([18_000.0, 9_000.0]),
+        defocus_v_A=np.array([15_000.0, 9_000.0]),
+        phase_shift_deg=20.0,
+        b_factor_A2=15.0,
+    )
+    power = optics.power(np.fft.rfftfreq(64))
+    # To turn the axis of the astigmatism is to go round the circle.
+    turned = [replace(optics, astigmatism_deg=angle) for angle in np.arange(0, 180, 0.5)]
+    along_x = np.array([turn.ctfs((64, 64), 2)[:, 0] for turn in turned])
+    np.testing.assert_allclose(power, np.square(along_x).mean(axis=0), atol=1e-6)
+
+
+def test_distinct_optics_give_each_image_its_own() -> None:
+    defocus = np.array([2e4, 1e4, 2e4, 3e4])
+    optics = Optics(pixel_size_A=2.0, defocus_u_A=defocus, defocus_v_A=defocus - 500)
+    few, which = optics.distinct(4)
+    assert few.defocus_u_A.tolist() == [1e4, 2e4, 3e4]
+    np.testing.assert_array_equal(few.defocus_v_A[which], defocus - 500)
+    same, which = Optics(pixel_size_A=2.0, defocus_u_A=1e4, defocus_v_A=1e4).distinct(3)
+    assert same.defocus_u_A == 1e4
+    assert which.tolist() == [0, 0, 0]
