@@ -124,7 +124,7 @@ def test_power_is_the_mean_square_over_circles() -> None:
     power = optics.power(np.fft.rfftfreq(64))
     # To turn the axis of the astigmatism is to go round the circle.
     turned = [replace(optics, astigmatism_deg=angle) for angle in np.arange(0, 180, 0.5)]
-    along_x = np.array([turn.ctfs((64, 64), 2)[:, 0] for turn in turned])
+    along_x = np.array([turn.ctfs((64, 64), 2)[:, 0] for turn in turned], np.float64)
     np.testing.assert_allclose(power, np.square(along_x).mean(axis=0), atol=1e-6)
 
 
