@@ -73,6 +73,9 @@ class Method:
     takes_optics
         Whether ``apply``, and the sums of ``learn``, have the keyword ``optics``: the
         `emdask.kernels.ctf.Optics` of their images, None where the stack knows no defocus.
+    corrects
+        ``params -> bool``: whether images whose CTF is known come back as without it; None where
+        they never do.
     removes
         What the images lose by it: "noise", or "outliers" alone.
     """
@@ -83,6 +86,7 @@ class Method:
     halo: Callable[[Any], int] | None = None
     complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
     takes_optics: bool = False
+    corrects: Callable[[Any], bool] | None = None
     removes: Literal["noise", "outliers"] = "noise"
 
 

@@ -12,6 +12,7 @@ from dask.delayed import Delayed
 from emdask.backend import check_device
 from emdask.checks import check_choice, require
 from emdask.io import open_model
+from emdask.kernels.ctf import Optics
 from emdask.lazy import BAD_PIXELS, learn_model, map_images
 from emdask.method import Method, learns, resolve_method
 from emdask.stack import add_provenance, as_stack, image_ids, like_input, optics_of
@@ -75,9 +76,10 @@ def denoise(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
     params = complete_params(record, params, source)
-    model = _check_model(model, name, record, params)
+    model = _check_model(model, name, record, params, source.shape)
+    optics = optics_of(source) if record.takes_optics else None
     if learns(record, params) and model is None:
-        model = _learn(source, name, record, params, device, bad_pixels)
+        model = _learn(source, name, record, params, optics, device, bad_pixels)
     images = map_images(
         source.data,
         record,
@@ -85,11 +87,13 @@ def denoise(
         name=name,
         device=device,
         model=model,
-        optics=optics_of(source) if record.takes_optics else None,
+        optics=optics,
         bad_pixels=bad_pixels,
     )
     learnt = {"model": dict(model.attrs)} if isinstance(model, xr.Dataset) else {}
     attrs = add_provenance(source.attrs, name, asdict(params) | learnt)
+    if optics is not None and record.corrects is not None and record.corrects(params):
+        attrs["ctf_state"] = "corrected"
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 
 
@@ -141,7 +145,8 @@ def learn_denoiser(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
     params = complete_params(record, params, source)
-    return _learn(source, name, record, params, device, bad_pixels)
+    optics = optics_of(source) if record.takes_optics else None
+    return _learn(source, name, record, params, optics, device, bad_pixels)
 
 
 def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
@@ -149,8 +154,8 @@ def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
     return params if record.complete is None else record.complete(params, stack.attrs, stack.shape)
 
 
-def _check_model(model: Any, name: str, record: Method, params: Any) -> Any:
-    """Open a model that is given by its path; refuse one of another method or other parameters."""
+def _check_model(model: Any, name: str, record: Method, params: Any, shape: tuple[int, ...]) -> Any:
+    """Open a model that is given by its path; refuse one that is for something else."""
     if model is None:
         return None
     wanted = record.learn is not None and learns(record, params)
@@ -165,6 +170,9 @@ def _check_model(model: Any, name: str, record: Method, params: Any) -> Any:
             rule = f"{shared} must be that of the model, {model.attrs[shared]!r}"
             given = getattr(params, shared)
             require(given == model.attrs[shared], name, rule, given, f"Pass {shared} as well.")
+        if (box_px := model.attrs.get("box_px")) is not None:
+            rule = f"images must be of the model's size, {box_px} x {box_px} pixels"
+            require(shape[-2:] == (box_px, box_px), name, rule, shape[-2:])
         return model.load()
     is_delayed = isinstance(model, Delayed)
     require(is_delayed, name, "model must be a dataset, or a path of one", type(model).__name__)
@@ -174,7 +182,13 @@ def _check_model(model: Any, name: str, record: Method, params: Any) -> Any:
 
 
 def _learn(
-    stack: xr.DataArray, name: str, record: Method, params: Any, device: str, bad_pixels: str
+    stack: xr.DataArray,
+    name: str,
+    record: Method,
+    params: Any,
+    optics: Optics | None,
+    device: str,
+    bad_pixels: str,
 ) -> Any:
     there = record.learn.chunk if record.learn is not None else ()
     return learn_model(
@@ -184,6 +198,6 @@ def _learn(
         params,
         name=name,
         device=device if device in ("auto", *there) else "cpu",
-        optics=optics_of(stack) if record.takes_optics else None,
+        optics=optics,
         bad_pixels=bad_pixels,
     )
