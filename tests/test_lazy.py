@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import scipy.ndimage
 import xarray as xr
 
 import emdask
-from emdask.errors import FormatError, ParameterError, StackError
+from emdask.backend import why_no_cuda
+from emdask.errors import DeviceError, FormatError, ParameterError, StackError
 from emdask.kernels.ctf import Optics, ctf_2d
 from emdask.lazy import learn_model, map_tiles, read_images
 from emdask.method import Learn, Method, parameter
@@ -245,3 +247,41 @@ def test_stacked_steps_become_one_task_a_chunk() -> None:
     images = read_images(_count, 0, shape=(8, 4, 4), dtype="f4", chunk=2, name="read-count")
     (optimized,) = dask.optimize(emdask.denoise(emdask.denoise(images, "bm3d"), "bm3d"))
     assert len(dict(optimized.dask)) <= 4 + 1
+
+
+def _defoci(
+    images: np.ndarray, image_ids: np.ndarray, params: Centre, n_images: int, *, optics: Optics
+) -> list[tuple[int, float]]:
+    defoci = np.broadcast_to(optics.defocus_u_A, len(images))
+    return [*zip(image_ids.tolist(), defoci.tolist(), strict=True)]
+
+
+def _table(pairs: list[tuple[int, float]], params: Centre) -> xr.Dataset:
+    return xr.Dataset({"defocus_u_A": ("image", [defocus for _, defocus in sorted(pairs)])})
+
+
+def _no_card(*_: object, **__: object) -> None:
+    raise AssertionError("this process has no card")
+
+
+KNOWING = Method(
+    params=Centre,
+    apply={"cpu": _subtract},
+    learn=Learn(chunk={"cpu": _defoci, "cuda": _no_card}, combine=operator.add, finalize=_table),
+    takes_optics=True,
+)
+
+
+def test_sums_are_given_the_optics_of_their_images() -> None:
+    defoci = np.linspace(1e4, 2e4, 7)
+    optics = Optics(pixel_size_A=2.0, defocus_u_A=defoci, defocus_v_A=defoci)
+    images = da.zeros((7, 4, 4), chunks=(3, 4, 4))
+    model = learn_model(images, np.arange(7), KNOWING, Centre(), name="defoci", optics=optics)
+    np.testing.assert_array_equal(model.compute().defocus_u_A, defoci)
+
+
+def test_learning_on_a_card_never_falls_back() -> None:
+    images = da.zeros((2, 4, 4), chunks=(1, 4, 4))
+    model = learn_model(images, np.arange(2), KNOWING, Centre(), name="defoci", device="cuda")
+    with pytest.raises(DeviceError if why_no_cuda() else AssertionError, match="card"):
+        model.compute()
