@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -18,13 +18,17 @@ from emdask.variables import BY_NAME
 
 DIMS = ("image", "y", "x")
 KINDS = ("micrographs", "particles")
-OPTICS = tuple(field.name for field in fields(Optics))
+OPTICS = tuple(field.name for field in fields(Optics) if field.name != "phase_flipped")
 OPTICS_NEEDED = (
     *("pixel_size_A", "voltage_kV", "spherical_aberration_mm", "amplitude_contrast"),
     "defocus_u_A",
 )
-# RELION's flags of images that are corrected for the CTF, in part or whole.
-CORRECTED = ("rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped")
+# What attribute ``ctf_state`` says of images that are not as they were recorded: as without CTF, or
+# multiplied by its sign.
+CORRECTED, PHASE_FLIPPED = "corrected", "phase_flipped"
+# RELION's flags of images that were multiplied by their CTF, or by its sign.
+PREMULTIPLIED_FLAG = "rlnCtfDataAreCtfPremultiplied"
+FLIPPED_FLAG = "rlnCtfDataArePhaseFlipped"
 
 
 def build_stack(
@@ -201,7 +205,10 @@ def image_ids(stack: xr.DataArray) -> Any:
 
 
 def optics_of(stack: xr.DataArray) -> Optics | None:
-    """Return what the contrast transfer of the images depends on; None if no defocus is known.
+    """Return what the contrast transfer of the images depends on; None where they have none.
+
+    They have none where no defocus is known, and where `ctf_state` is "corrected". Where it is
+    "phase_flipped", the CTF is its absolute value.
 
     Parameters
     ----------
@@ -217,7 +224,8 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     ------
     StackError
         If there is a defocus without the pixel size or what is to be known of the microscope, if
-        one of these is not finite, or if RELION has flagged images as corrected for the CTF.
+        one of these is not finite, or if RELION has flagged images as multiplied by the CTF, or
+        some of them, but not all, as phase-flipped.
 
     Examples
     --------
@@ -229,7 +237,9 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     """
     if "defocus_u_A" not in stack.coords:
         return None
-    _check_not_corrected(stack)
+    state = ctf_state(stack)
+    if state == CORRECTED:
+        return None
     known = {name: stack.attrs[name] for name in OPTICS if name in stack.attrs}
     known |= {name: stack.coords[name].values for name in OPTICS if name in stack.coords}
     known.setdefault("defocus_v_A", known["defocus_u_A"])
@@ -238,30 +248,68 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
         rule = f"has defocus_u_A, but for the CTF {', '.join(missing)} must be known as well"
         remedy = f"Set it: stack.attrs[{missing[0]!r}] = ..."
         raise StackError(sentence("stack", rule, remedy=remedy))
-    return Optics(**{name: _one_or_all(value) for name, value in _finite(known).items()})
+    values = {name: _one_or_all(value) for name, value in _finite(known).items()}
+    return Optics(**values, phase_flipped=state == PHASE_FLIPPED)
 
 
-def _check_not_corrected(stack: xr.DataArray) -> None:
-    """Refuse images whose CTF is another than the one that their defocus tells."""
-    for flag in CORRECTED:
-        flagged = [word for word in _flags(stack, flag) if str(word) not in ("0", "0.0")]
-        if flagged:
-            rule = f"images must not be corrected for the CTF already, but {flag} is {flagged[0]}"
-            remedy = "Open them as they were recorded, or set it to 0 in their .star if they are."
-            raise StackError(sentence("stack", rule, remedy=remedy))
+def ctf_state(stack: xr.DataArray) -> str | None:
+    """Return what has been done about the CTF of images; None if nothing has.
+
+    Parameters
+    ----------
+    stack
+        Images.
+
+    Returns
+    -------
+    str or None
+        Attribute ``ctf_state``, "corrected" or "phase_flipped"; where it is not there, the latter
+        if RELION's flag ``rlnCtfDataArePhaseFlipped`` is set for all images.
+
+    Raises
+    ------
+    StackError
+        If it is neither, or differs from image to image, or RELION has flagged images as multiplied
+        by the CTF.
+
+    Examples
+    --------
+    >>> ctf_state(as_stack(np.zeros((3, 4, 4))).assign_attrs(ctf_state="corrected"))
+    'corrected'
+    """
+    state = stack.attrs.get("ctf_state")
+    if state is not None:
+        rule = f"attribute ctf_state must be {CORRECTED!r} or {PHASE_FLIPPED!r}, if it is there"
+        if state not in (CORRECTED, PHASE_FLIPPED):
+            raise StackError(sentence("stack", rule, state))
+        return str(state)
+    if premultiplied := [word for word, is_set in _flags(stack, PREMULTIPLIED_FLAG) if is_set]:
+        rule = "images must not be corrected for the CTF already, but "
+        rule += f"{PREMULTIPLIED_FLAG} is {premultiplied[0]}"
+        remedy = "Open them as they were recorded, or set it to 0 in their .star if they are."
+        raise StackError(sentence("stack", rule, remedy=remedy))
+    flipped = [is_set for _, is_set in _flags(stack, FLIPPED_FLAG)]
+    if any(flipped) and not all(flipped):
+        rule = f"{FLIPPED_FLAG} must be the same for all images where the CTF is used"
+        raise StackError(sentence("stack", rule, "0 and 1", "Select images of either kind."))
+    return PHASE_FLIPPED if any(flipped) else None
 
 
-def _flags(stack: xr.DataArray, label: str) -> list[Any]:
-    """Values of a label of the images, or else of their optics groups."""
+def _flags(stack: xr.DataArray, label: str) -> list[tuple[Any, bool]]:
+    """Values of a label of the images, or else of their optics groups, and whether they say yes."""
     if label in stack.coords:
-        return list(np.unique(stack.coords[label].values))
+        return _read_flags(np.unique(stack.coords[label].values))
     groups = stack.attrs.get("relion", {}).get("optics", {})
     values = groups.get(label, [])
     if "optics_group" not in stack.coords or "rlnOpticsGroup" not in groups:
-        return list(values)
+        return _read_flags(values)
     used = set(np.unique(stack.coords["optics_group"].values).tolist())
     pairs = zip(groups["rlnOpticsGroup"], values, strict=bool(values))
-    return [value for number, value in pairs if number in used]
+    return _read_flags(value for number, value in pairs if number in used)
+
+
+def _read_flags(values: Iterable[Any]) -> list[tuple[Any, bool]]:
+    return [(value, str(value) not in ("0", "0.0")) for value in values]
 
 
 def _finite(known: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -134,27 +136,62 @@ OPTICS = {
 }
 
 
-@pytest.mark.parametrize("flag", ["rlnCtfDataAreCtfPremultiplied", "rlnCtfDataArePhaseFlipped"])
-def test_images_whose_ctf_is_corrected_are_refused(flag: str) -> None:
+def flagged(flag: str, values: list) -> tuple[xr.DataArray, xr.DataArray]:
+    """Two images with a flag of RELION, in the table of optics groups and in that of images."""
     coords = {"defocus_u_A": [1e4, 2e4], "optics_group": [3, 5]}
-    told = f"^stack: images must not be corrected for the CTF already, but {flag} is 1. Open"
+    groups = {"rlnOpticsGroup": [3, 4, 5], flag: [values[0], 1, values[1]]}
+    of_groups = build_stack(da.zeros((2, 8, 8)), coords, OPTICS | {"relion": {"optics": groups}})
+    return of_groups, build_stack(da.zeros((2, 8, 8)), coords | {flag: values}, OPTICS)
 
-    def known(stack: xr.DataArray) -> bool:
-        return optics_of(stack) is not None
 
-    for values, message in (([0, 1], told), (["0", "1"], told), ([0, 0], None), (["0", "0"], None)):
-        groups = {"rlnOpticsGroup": [3, 4, 5], flag: [values[0], 1, values[1]]}
-        of_groups = build_stack(
-            da.zeros((2, 8, 8)), coords, OPTICS | {"relion": {"optics": groups}}
-        )
-        of_rows = build_stack(da.zeros((2, 8, 8)), coords | {flag: values}, OPTICS)
-        for stack in (of_groups, of_rows):
-            assert known(stack[:1])
-            if message is None:
-                assert known(stack)
-            else:
-                with pytest.raises(StackError, match=message):
-                    optics_of(stack)
-                with pytest.raises(StackError, match=message):
-                    denoise(stack, "wiener")
-    assert optics_of(of_groups.drop_vars("defocus_u_A")) is None
+@pytest.mark.parametrize("values", [[0, 1], ["0", "1"], [0, 0], ["0", "0"]])
+def test_images_that_are_multiplied_by_the_ctf_are_refused(values: list) -> None:
+    flag = "rlnCtfDataAreCtfPremultiplied"
+    message = f"^stack: images must not be corrected for the CTF already, but {flag} is 1. Open"
+    for stack in flagged(flag, values):
+        assert optics_of(stack[:1]) is not None
+        if str(values[1]) == "0":
+            assert optics_of(stack) is not None
+            continue
+        with pytest.raises(StackError, match=message):
+            optics_of(stack)
+        with pytest.raises(StackError, match=message):
+            denoise(stack, "wiener")
+        assert optics_of(stack.drop_vars("defocus_u_A")) is None
+
+
+@pytest.mark.parametrize("values", [[1, 1], ["1", "1"], [1.0, 1.0], [0, 0], ["0", "0"]])
+def test_the_ctf_of_phase_flipped_images_is_positive(values: list) -> None:
+    for stack in flagged("rlnCtfDataArePhaseFlipped", values):
+        optics = optics_of(stack)
+        assert optics is not None
+        assert optics.phase_flipped == (str(values[0]) != "0")
+        plain = replace(optics, phase_flipped=False)
+        assert plain.ctfs((32, 32), 2).min() < -0.5
+        assert optics.phase_flipped == (optics.ctfs((32, 32), 2).min() >= 0)
+        for which in range(2):
+            ctf = optics.ctf((32, 32), which)
+            np.testing.assert_array_equal(np.abs(ctf), np.abs(plain.ctf((32, 32), which)))
+            np.testing.assert_array_equal(ctf.astype("f4"), optics.ctfs((32, 32), 2)[which])
+
+
+def test_images_of_which_some_are_phase_flipped_are_refused() -> None:
+    for stack in flagged("rlnCtfDataArePhaseFlipped", [0, 1]):
+        for part, is_flipped in ((stack[:1], False), (stack[1:], True)):
+            optics = optics_of(part)
+            assert optics is not None
+            assert optics.phase_flipped == is_flipped
+        message = r"rlnCtfDataArePhaseFlipped must be the same for all .*; got '0 and 1'\. Select"
+        with pytest.raises(StackError, match=message):
+            optics_of(stack)
+
+
+def test_the_attribute_says_what_was_done_about_the_ctf() -> None:
+    stack = flagged("rlnCtfDataArePhaseFlipped", [0, 1])[0]
+    assert optics_of(stack.assign_attrs(ctf_state="corrected")) is None
+    flipped = optics_of(stack.assign_attrs(ctf_state="phase_flipped"))
+    assert flipped is not None
+    assert flipped.phase_flipped
+    message = "attribute ctf_state must be 'corrected' or 'phase_flipped', .*; got 'flipped'"
+    with pytest.raises(StackError, match=message):
+        optics_of(stack.assign_attrs(ctf_state="flipped"))

@@ -27,12 +27,16 @@ from emdask.io.star import (
     find_groups,
 )
 from emdask.io.star_text import Table, format_star
+from emdask.stack import CORRECTED, FLIPPED_FLAG, OPTICS, PHASE_FLIPPED
 
 
 def write_star(
     stack: xr.DataArray, star_path: str | os.PathLike[str], image_names: Sequence[str]
 ) -> None:
     """Write the STAR file of a stack, in the form of RELION 3.1 and later.
+
+    Images whose CTF is corrected are written without it, lest it be corrected again; those that are
+    phase-flipped get RELION's flag.
 
     Parameters
     ----------
@@ -63,6 +67,7 @@ def write_star(
     if len(image_names) != n_images:
         raise StackError(sentence("write_star", f"needs {n_images} names", len(image_names)))
     kind = "micrographs" if stack.attrs.get("kind") == "micrographs" else "particles"
+    stack = _without_ctf(stack)
     optics, groups = _build_optics(stack, kind)
     rows = _build_rows(stack, kind, np.asarray(image_names), groups)
     others = {
@@ -72,6 +77,15 @@ def write_star(
     tables = {**_build_own(stack), **others, "optics": optics, kind: rows}
     lists = {OWN_TABLE, *others}
     _replace_file(Path(star_path), format_star(tables, lists))
+
+
+def _without_ctf(stack: xr.DataArray) -> xr.DataArray:
+    """Leave out what does not hold any more where something has been done about the CTF."""
+    state = stack.attrs.get("ctf_state")
+    if state is None:
+        return stack
+    of_ctf = [v.name for v in ROW_VARIABLES if v.name in OPTICS] if state == CORRECTED else []
+    return stack.drop_vars([FLIPPED_FLAG, *of_ctf], errors="ignore")
 
 
 def _build_optics(stack: xr.DataArray, kind: str) -> tuple[Table, npt.NDArray[np.int64]]:
@@ -93,6 +107,10 @@ def _build_optics(stack: xr.DataArray, kind: str) -> tuple[Table, npt.NDArray[np
             table[label] = stack[variable.name].values[first]
         elif variable.name in stack.attrs:
             table[label] = np.full(len(first), float(stack.attrs[variable.name]))
+    if state := stack.attrs.get("ctf_state"):
+        table.pop(FLIPPED_FLAG, None)
+    if state == PHASE_FLIPPED:
+        table[FLIPPED_FLAG] = np.ones(len(first), np.int64)
     if kind == "particles":
         table["rlnImageSize"] = np.full(len(first), stack.sizes["x"])
         table["rlnImageDimensionality"] = np.full(len(first), 2)
@@ -154,6 +172,8 @@ def _along_image(stack: xr.DataArray, name: str, default: npt.NDArray[Any]) -> n
 def _build_own(stack: xr.DataArray) -> dict[str, Table]:
     """Attributes that no RELION label says, such as the provenance, as JSON."""
     said = {"kind", "relion", *(v.name for v in OPTICS_VARIABLES)}
+    if stack.attrs.get("ctf_state") == PHASE_FLIPPED:
+        said.add("ctf_state")
     rest = {name: value for name, value in stack.attrs.items() if name not in said}
     if not rest:
         return {}

@@ -36,6 +36,9 @@ class Optics:
         Of the microscope.
     b_factor_A2
         Of the envelope.
+    phase_flipped
+        Whether the images have been multiplied by the sign of their CTF, of all images alike: what
+        is left in them is its absolute value, and that is what `ctf` and `ctfs` return.
 
     Examples
     --------
@@ -53,8 +56,9 @@ class Optics:
     spherical_aberration_mm: Any = 2.7
     amplitude_contrast: Any = 0.1
     b_factor_A2: Any = 0.0
+    phase_flipped: bool = False
 
-    def varying(self) -> dict[str, npt.NDArray[Any]]:
+    def varying(self) -> dict[str, Any]:
         """Those that differ from image to image."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if np.ndim(value)}
@@ -65,15 +69,19 @@ class Optics:
 
     def ctf(self, shape: tuple[int, int], image: int) -> npt.NDArray[Any]:
         """Return the CTF of one image on the grid of `numpy.fft.rfft2`; (h, w // 2 + 1)."""
-        one = {name: float(value[image]) for name, value in self.varying().items()}
-        values = {field.name: getattr(self, field.name) for field in fields(self)} | one
-        return np.asarray(ctf_2d(shape, **values))
+        one: dict[str, Any] = {name: float(value[image]) for name, value in self.varying().items()}
+        return np.asarray(replace(self, **one)._transfer(shape, np))
 
     def ctfs(self, shape: tuple[int, int], n_images: int, xp: Any = np) -> Any:
         """Return the CTF of each of so many images; float32 (n_images, h, w // 2 + 1) of ``xp``."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        ctf = ctf_2d(shape, **values, xp=xp).astype(np.float32)
+        ctf = self._transfer(shape, xp).astype(np.float32)
         return xp.broadcast_to(ctf, (n_images, *ctf.shape[-2:]))
+
+    def _transfer(self, shape: tuple[int, int], xp: Any) -> Any:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        is_absolute = values.pop("phase_flipped")
+        ctf = ctf_2d(shape, **values, xp=xp)
+        return abs(ctf) if is_absolute else ctf
 
     def distinct(self, n_images: int) -> tuple[Optics, npt.NDArray[np.intp]]:
         """Return the optics that differ, (m,), and which of them each of so many images has, (n,).

@@ -21,7 +21,7 @@ from emdask.io.mrc import build_header
 from emdask.io.star import find_groups
 from emdask.io.star_output import write_star
 from emdask.io.star_text import format_star, parse_star
-from emdask.stack import build_stack
+from emdask.stack import FLIPPED_FLAG, build_stack, optics_of
 
 
 def write_mrcs(path: Path, n: int, first: int = 0, edge: int = 6, size_A: float = 9.0) -> Path:
@@ -416,3 +416,50 @@ def test_an_empty_optics_table_is_a_sentence(tmp_path: Path) -> None:
     )
     with pytest.raises(FormatError, match="data_optics"):
         emdask.open_stack(path)
+
+
+# --- What was done about the CTF ------------------------------------------------------------------
+
+OF_MICROSCOPE = {
+    "voltage_kV": 300.0,
+    "spherical_aberration_mm": 2.7,
+    "amplitude_contrast": 0.1,
+    "pixel_size_A": 2.0,
+}
+
+
+def with_defocus(**attrs: Any) -> xr.DataArray:
+    coords = {
+        "defocus_u_A": [1e4, 2e4],
+        "defocus_v_A": [1e4, 1.9e4],
+        "astigmatism_deg": [0.0, 30.0],
+        "half_set": [1, 2],
+    }
+    return build_stack(da.zeros((2, 8, 8), dtype="f4"), coords, OF_MICROSCOPE | attrs)
+
+
+def reopened(stack: xr.DataArray, folder: Path) -> xr.DataArray:
+    return open_stack(emdask.save_stack(stack, folder / "saved.mrcs").with_suffix(".star"))
+
+
+def test_images_whose_ctf_is_corrected_are_written_without_it(tmp_path: Path) -> None:
+    again = reopened(with_defocus(ctf_state="corrected"), tmp_path)
+    assert set(again.coords) & {"defocus_u_A", "defocus_v_A", "astigmatism_deg"} == set()
+    assert again.half_set.values.tolist() == [1, 2]
+    assert again.attrs["ctf_state"] == "corrected"
+    assert again.attrs["voltage_kV"] == 300
+    assert optics_of(again) is None
+    assert "Defocus" not in (tmp_path / "saved.star").read_text()
+
+
+@pytest.mark.parametrize("flag", [{}, {"optics": {"rlnOpticsGroup": [1], FLIPPED_FLAG: [0]}}])
+def test_phase_flipped_images_are_written_with_the_flag(tmp_path: Path, flag: dict) -> None:
+    stack = with_defocus(ctf_state="phase_flipped", **({"relion": flag} if flag else {}))
+    stack = stack.assign_coords({FLIPPED_FLAG: ("image", [0, 0])})
+    again = reopened(stack, tmp_path)
+    assert (starfile.read(tmp_path / "saved.star")["optics"][FLIPPED_FLAG] == 1).all()
+    assert FLIPPED_FLAG not in again.coords
+    np.testing.assert_array_equal(again.defocus_v_A, stack.defocus_v_A)
+    optics = optics_of(again)
+    assert optics is not None
+    assert optics.phase_flipped
