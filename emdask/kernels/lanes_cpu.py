@@ -21,6 +21,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 __all__ = [
     "N_LANES",
+    "add_row_products",
     "add_weighted_block",
     "block_transform",
     "broadcast",
@@ -354,6 +355,82 @@ def add_weighted_block(matrix: Any) -> Callable[..., None]:
             return context.get_dummy_value()
 
         return types.void(source, types.intp, window, target, types.intp, types.intp), emit
+
+    return add
+
+
+def add_row_products(n_rows: int, n_columns: int) -> Callable[..., None]:
+    """Compile `sums += rows @ panel` for so many rows at once, added up in registers.
+
+    Parameters
+    ----------
+    n_rows
+        Of `rows` and of `sums`.
+    n_columns
+        Of the panel, a multiple of eight; its rows lie one after another.
+
+    Returns
+    -------
+    intrinsic
+        `add(rows, offset, stride, panel, start, depth, sums, place, width)`: adds to rows of sums,
+        `width` apart from `place` on, the first `depth` values of rows, `stride` apart from
+        `offset` on, times as many rows of the panel from `start` on, one after another, each by
+        fused multiply-add.
+    """
+    lanes = range(0, n_columns, N_LANES)
+
+    @written_out
+    def add(
+        typingctx: Any,
+        rows: Any,
+        offset: Any,
+        stride: Any,
+        panel: Any,
+        start: Any,
+        depth: Any,
+        sums: Any,
+        place: Any,
+        width: Any,
+    ) -> Any:
+        def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            _, offset, stride, _, start, depth, _, place, width = args
+
+            def point(array: int, where: Any) -> Any:
+                return _pointer(context, builder, sig.args[array], args[array], where)
+
+            def move(where: Any, step: Any, n: int) -> Any:
+                return builder.add(where, builder.mul(step, step.type(n)))
+
+            targets = [
+                point(6, builder.add(move(place, width, row), place.type(lane)))
+                for row in range(n_rows)
+                for lane in lanes
+            ]
+            kept = [
+                cgutils.alloca_once_value(builder, builder.load(target, align=4))
+                for target in targets
+            ]
+            with cgutils.for_range(builder, depth) as loop:
+                line = move(start, loop.index, n_columns)
+                factors = [
+                    builder.load(point(3, builder.add(line, line.type(lane))), align=4)
+                    for lane in lanes
+                ]
+                column = builder.add(offset, loop.index)
+                for row in range(n_rows):
+                    value = builder.bitcast(
+                        point(0, move(column, stride, row)), ir.FloatType().as_pointer()
+                    )
+                    spread = _spread(builder, builder.load(value))
+                    for i, factor in enumerate(factors, row * len(factors)):
+                        new = _multiply_add(builder, spread, factor, builder.load(kept[i]))
+                        builder.store(new, kept[i])
+            for target, value in zip(targets, kept, strict=True):
+                builder.store(builder.load(value), target, align=4)
+            return context.get_dummy_value()
+
+        where = [types.intp] * 2
+        return types.void(rows, *where, panel, *where, sums, *where), emit
 
     return add
 

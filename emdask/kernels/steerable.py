@@ -259,7 +259,7 @@ def rotate(coefs: Any, basis: SteerableBasis, angle_deg: Any) -> Any:
     --------
     >>> basis = steerable_basis(16)
     >>> rotate(np.ones((1, 56), np.complex64), basis, 90.0)[0, basis.slices[1]][0].round(3)
-    np.complex64(0-1j)
+    np.complex64(-1j)
     """
     xp = array_namespace(coefs)
     angles = xp.deg2rad(xp.asarray(angle_deg, np.float64)).reshape(-1, 1)
