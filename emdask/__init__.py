@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from emdask.cluster import connect
     from emdask.comparisons import compare
+    from emdask.ctf_correctors import phase_flip
     from emdask.denoisers import denoise, learn_denoiser
     from emdask.io import (
         open_model,
@@ -35,6 +36,7 @@ __all__ = [
     "open_stack",
     "open_volume",
     "phantom",
+    "phase_flip",
     "reconstruct",
     "save_model",
     "save_stack",
@@ -57,6 +59,7 @@ _HOMES = {
     "open_stack": "emdask.io",
     "open_volume": "emdask.io",
     "phantom": "emdask.phantoms",
+    "phase_flip": "emdask.ctf_correctors",
     "reconstruct": "emdask.reconstructors",
     "save_model": "emdask.io",
     "save_stack": "emdask.io",

@@ -8,6 +8,7 @@ the negative of that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -100,6 +101,29 @@ class Optics:
         table = np.stack([*varying.values()], axis=1)
         rows, which = np.unique(table, axis=0, return_inverse=True)
         return replace(self, **dict(zip(varying, rows.T, strict=True))), which.reshape(-1)
+
+    def each(
+        self, shape: tuple[int, int], n_images: int, xp: Any = np
+    ) -> Iterator[tuple[Any, Any]]:
+        """Go through the CTFs of so many images: which images, and theirs (1 or n, h, w // 2 + 1).
+
+        On the CPU, whose memory is small, one after another, each for all images that share it; on
+        a card all at once.
+
+        Examples
+        --------
+        >>> defocus = np.array([2e4, 1e4, 2e4])
+        >>> optics = Optics(pixel_size_A=2.0, defocus_u_A=defocus, defocus_v_A=defocus)
+        >>> [(which.tolist(), ctf.shape) for which, ctf in optics.each((8, 8), 3)]
+        [([1], (1, 8, 5)), ([0, 2], (1, 8, 5))]
+        """
+        if xp is not np:
+            yield slice(None), self.ctfs(shape, n_images, xp)
+            return
+        few, which = self.distinct(n_images)
+        for number in range(int(which.max(initial=-1)) + 1):
+            ctf = few.ctf(shape, number).astype(np.float32)
+            yield np.flatnonzero(which == number), ctf[None]
 
     def power(self, frequency: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Return the mean of the squared CTF over circles of these frequencies in cycles a pixel.
