@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +20,31 @@ from scipy import special
 
 from emdask.backend import array_namespace
 from emdask.checks import check_integer, check_number
+from emdask.kernels.row_products import ROWS_ON_CARD, PackedMatrix, multiply_rows, pack_matrix
+from emdask.kernels.square_orbits import (
+    Folding,
+    find_octant,
+    find_quadrant,
+    fold_imag,
+    fold_real,
+    unfold_imag,
+    unfold_real,
+)
 
 __all__ = ["SteerableBasis", "evaluate", "expand", "mirror", "rotate", "steerable_basis"]
 
-Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-# A library may round otherwise for another number of images, so always as many are expanded.
-IMAGES_AT_ONCE = 64
+# What is folded of so many images stays in a core's caches.
+IMAGES_AT_ONCE = 48
+# Tables that a process keeps: of two bases, both ways.
+N_KEPT = 4
+# Of the orders modulo 4: factors of the real part, or i times the imaginary part, of a transform;
+# and signs of sin(k θ) at transposed points.
+TURNS = np.array([1, -1, -1, 1])
+TRANSPOSED = np.array([1, 1, 1, -1])
+_MAKING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,10 +67,11 @@ class SteerableBasis:
     slices
         The coefficients of each order.
     nodes : float64 array, shape (n_r,)
-        Radial frequencies, cycles a pixel.
+        Radial frequencies, cycles a pixel; the last is 0, for images whose mean is left out.
     radial
         For each order, float64 (n_r, n_q), the functions at the nodes times roots of quadrature
-        weights: ``radial[k].T @ (h[:, None] * radial[k])`` is the filter h in the coefficients.
+        weights: ``radial[k].T @ (h[:, None] * radial[k])`` is the filter h in the coefficients,
+        with 0 for the last of h, or minus the filter at frequency 0 where the mean is left out.
     """
 
     box_px: int
@@ -112,11 +131,16 @@ def _make_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
     largest = 2 * math.pi * band * radius_px
     roots = _find_roots(largest)
     ends = np.cumsum([len(own) for own in roots])
-    points, weights = np.polynomial.legendre.leggauss(math.ceil(largest) + 10)
-    at, weights = (points + 1) / 2, weights / 2
+    at, weights = _place_nodes(math.ceil(largest) + 10)
     radial = [
         values * np.sqrt(2 * np.pi * at * weights)[:, None] * band
         for values in _sample_functions(roots, at, band)
+    ]
+    # What the mean of an image tells: one point of its transform, which order 0 alone reaches.
+    mean = _sample_functions(roots[:1], np.zeros(1), band)[0] / box_px
+    radial = [
+        np.concatenate([own, mean if k == 0 else np.zeros((1, own.shape[1]))])
+        for k, own in enumerate(radial)
     ]
     return SteerableBasis(
         box_px=box_px,
@@ -124,9 +148,15 @@ def _make_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
         band=band,
         orders=np.repeat(np.arange(len(roots)), [len(own) for own in roots]),
         slices=tuple(slice(int(e) - len(own), int(e)) for e, own in zip(ends, roots, strict=True)),
-        nodes=at * band,
+        nodes=np.append(at * band, 0.0),
         radial=tuple(radial),
     )
+
+
+def _place_nodes(n: int) -> tuple[Doubles, Doubles]:
+    """Return the nodes and weights of Gauss-Legendre quadrature of [0, 1]."""
+    points, weights = np.polynomial.legendre.leggauss(n)
+    return (points + 1) / 2, weights / 2
 
 
 def _find_roots(largest: float) -> list[Doubles]:
@@ -183,18 +213,10 @@ def expand(half_planes: Any, basis: SteerableBasis) -> Any:
     (3, 56)
     """
     xp = array_namespace(half_planes)
-    at, phases, even, odd = _place_tables(basis, xp)
-    n, n_points = len(half_planes), basis.box_px * (basis.box_px // 2 + 1)
-    columns = _order_columns(basis, xp)
-    coefs = xp.empty((n, len(basis.orders)), np.complex64)
-    batch = xp.zeros((IMAGES_AT_ONCE, len(at)), np.complex64)
-    for start in range(0, n, IMAGES_AT_ONCE):
-        part = half_planes[start : start + IMAGES_AT_ONCE].reshape(-1, n_points)
-        batch[: len(part)] = part[:, at] * phases
-        parts = [batch.real @ even, batch.imag @ odd]
-        halves = [xp.split(own, 2, axis=1) for own in parts]
-        joined = xp.concatenate([real + 1j * imag for real, imag in halves], 1)
-        coefs[start : start + IMAGES_AT_ONCE] = joined[: len(part), columns]
+    tables = _prepare(basis, xp, is_inverse=False)
+    coefs = xp.empty((len(half_planes), len(basis.orders)), np.complex64)
+    for some in _batches(len(coefs), xp):
+        coefs[some] = _expand_some(half_planes[some], tables)
     return coefs
 
 
@@ -220,22 +242,41 @@ def evaluate(coefs: Any, basis: SteerableBasis) -> Any:
     (3, 16, 9)
     """
     xp = array_namespace(coefs)
-    at, phases, even, odd = _place_tables(basis, xp)
-    shares = xp.asarray(_place_points(basis)[2])
-    is_even = xp.asarray(basis.orders % 2 == 0)
-    n, n_points = len(coefs), basis.box_px * (basis.box_px // 2 + 1)
-    counts = xp.asarray(np.where(basis.orders == 0, 1, 2).astype(np.float32))
-    terms = xp.zeros((n, n_points), np.complex64)
-    batch = xp.zeros((IMAGES_AT_ONCE, len(basis.orders)), np.complex64)
-    for start in range(0, n, IMAGES_AT_ONCE):
-        part = coefs[start : start + IMAGES_AT_ONCE]
-        batch[: len(part)] = part * counts
-        own_even, own_odd = batch[:, is_even], batch[:, ~is_even]
-        real = xp.concatenate([own_even.real, own_even.imag], 1) @ even.T
-        imag = xp.concatenate([own_odd.real, own_odd.imag], 1) @ odd.T
-        values = (real + 1j * imag) * xp.conj(phases) / shares * np.float32(basis.box_px**2)
-        terms[start : start + IMAGES_AT_ONCE, at] = values[: len(part)]
-    return terms.reshape(n, basis.box_px, basis.box_px // 2 + 1)
+    tables = _prepare(basis, xp, is_inverse=True)
+    half_planes = xp.empty((len(coefs), basis.box_px, basis.box_px // 2 + 1), np.complex64)
+    for some in _batches(len(coefs), xp):
+        half_planes[some] = _evaluate_some(coefs[some], tables).reshape(half_planes[some].shape)
+    return half_planes
+
+
+def _batches(n: int, xp: Any) -> Iterator[slice]:
+    step = IMAGES_AT_ONCE if xp is np else ROWS_ON_CARD
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _expand_some(half_planes: Any, tables: _Tables) -> Any:
+    xp = array_namespace(half_planes)
+    n = len(half_planes)
+    points = half_planes.reshape(n, -1)
+    if tables.centring is not None:
+        points = points * tables.centring
+    parts = (*fold_real(points.real, tables.octant), fold_imag(points.imag, tables.quadrant))
+    *even, odd = (multiply_rows(*pair) for pair in zip(parts, tables.matrices, strict=True))
+    joined = xp.concatenate([*even, odd[:n], odd[n:], xp.zeros((n, 1), np.float32)], 1)
+    return (xp.take(joined, tables.places, axis=1) * tables.signs).view(np.complex64)
+
+
+def _evaluate_some(coefs: Any, tables: _Tables) -> Any:
+    xp = array_namespace(coefs)
+    values = xp.ascontiguousarray(coefs, np.complex64).view(np.float32)
+    joined = xp.take(values, tables.places, axis=1) * tables.signs
+    *even, real, imag = xp.split(joined, tables.ends, axis=1)
+    rows = (*even, xp.concatenate([real, imag]))
+    *parts, odd = (multiply_rows(*pair) for pair in zip(rows, tables.matrices, strict=True))
+    points = xp.empty((len(coefs), tables.octant.sources.size), np.complex64)
+    points.real = unfold_real(tuple(parts), tables.octant)
+    points.imag = unfold_imag(odd, tables.quadrant)
+    return points if tables.centring is None else points * tables.centring
 
 
 def rotate(coefs: Any, basis: SteerableBasis, angle_deg: Any) -> Any:
@@ -289,40 +330,134 @@ def mirror(coefs: Any) -> Any:
 # --- Tables ---------------------------------------------------------------------------------------
 
 
-def _place_points(basis: SteerableBasis) -> tuple[Integers, Doubles, Floats]:
-    """Return where the points of the disc lie in a half plane, their (kx, ky), and their shares."""
-    box = basis.box_px
-    ky = np.fft.fftfreq(box)[:, None] + np.zeros(box // 2 + 1)
-    kx = np.arange(box // 2 + 1) / box + np.zeros((box, 1))
-    at = np.flatnonzero(kx**2 + ky**2 < basis.band**2)
-    # Points at kx = 0 are there with their mates, the others without.
-    shares = np.where(kx.flat[at] == 0, 1, 2).astype(np.float32)
-    return at, np.stack([kx.flat[at], ky.flat[at]]), shares
+class _Tables(NamedTuple):
+    """What transforms and coefficients are multiplied with.
+
+    The columns of coefficients are cos(k θ) for even k / 2, then odd, sin(k θ) for odd k / 2, then
+    even, as `fold_real` has its parts; then real and imaginary parts for odd k. Matrices lead from
+    parts of a folded transform to them, or back.
+
+    Parameters
+    ----------
+    octant, quadrant
+        How transforms are folded.
+    matrices
+        Five; the last is for both kinds of odd k.
+    ends
+        Where the kinds of columns end, but for the last.
+    places, signs
+        Where the coefficients, as pairs of real numbers, find their columns, the last but one of
+        which is 0; or where the columns find them. And what they are then multiplied by.
+    centring
+        What moves pixel ``box_px // 2`` to pixel 0 or back, where signs alone do not.
+    """
+
+    octant: Folding
+    quadrant: Folding
+    matrices: tuple[PackedMatrix, ...]
+    ends: list[int]
+    places: Any
+    signs: Any
+    centring: Any
 
 
-@functools.lru_cache(maxsize=4)
-def _make_tables(basis: SteerableBasis) -> tuple[Any, ...]:
-    at, (kx, ky), shares = _place_points(basis)
-    radius, angle = np.hypot(kx, ky), np.arctan2(ky, kx)
-    phases = np.exp(2j * np.pi * (basis.box_px // 2) * (kx + ky)).astype(np.complex64)
-    distinct, which = np.unique(radius, return_inverse=True)
-    roots = _find_roots(2 * math.pi * basis.band * basis.radius_px)
-    tables: dict[int, list[list[Doubles]]] = {0: [[], []], 1: [[], []]}
-    for k, values in enumerate(_sample_functions(roots, distinct / basis.band, basis.band)):
-        sign = (1, -1, -1, 1)[k % 4]
-        own = sign * values[which] * shares[:, None] / basis.box_px**2
-        tables[k % 2][0].append(own * np.cos(k * angle)[:, None])
-        tables[k % 2][1].append(own * -np.sin(k * angle)[:, None])
-    even, odd = (
-        np.concatenate(tables[odd][0] + tables[odd][1], 1).astype(np.float32) for odd in (0, 1)
+def _prepare(basis: SteerableBasis, xp: Any, *, is_inverse: bool) -> _Tables:
+    # Threads wait for the one that makes them: they take memory and seconds.
+    with _MAKING:
+        return _make_tables(basis, is_inverse, xp, None if xp is np else xp.cuda.Device().id)
+
+
+@functools.lru_cache(maxsize=N_KEPT)
+def _make_tables(basis: SteerableBasis, is_inverse: bool, xp: Any, card: int | None) -> _Tables:
+    octant, quadrant = (find(basis.box_px, basis.band) for find in (find_octant, find_quadrant))
+    members = _sort_coefs(basis.orders)
+    foldings = (*[octant] * 4, quadrant)
+    sampled = (
+        _sample_part(basis, folding, np.unique(basis.orders[own]), is_sine=part in (2, 3))
+        for part, (folding, own) in enumerate(zip(foldings, members[:5], strict=True))
     )
-    return at, phases, even, odd
+    if is_inverse:
+        matrices = tuple(pack_matrix(values.T, xp) for values in sampled)
+    else:
+        matrices = tuple(
+            pack_matrix(values * folding.weights[:, None] / basis.box_px**2, xp)
+            for values, folding in zip(sampled, foldings, strict=True)
+        )
+    places, signs = _place_columns(basis.orders, members)
+    if is_inverse:
+        columns = np.argsort(places, kind="stable")[: sum(map(len, members))]
+        counts = np.repeat(np.where(basis.orders == 0, 1, 2), 2)
+        places, signs = columns, (signs * counts)[columns]
+    tables = _Tables(
+        octant=octant.to(xp),
+        quadrant=quadrant.to(xp),
+        matrices=matrices,
+        ends=np.cumsum([len(own) for own in members])[:-1].tolist(),
+        places=xp.asarray(places),
+        signs=xp.asarray(signs.astype(np.float32)),
+        centring=_find_centring(basis.box_px, is_inverse, xp),
+    )
+    if card is not None:
+        # Other threads use them on streams of their own.
+        xp.cuda.get_current_stream().synchronize()
+    return tables
 
 
-def _place_tables(basis: SteerableBasis, xp: Any) -> tuple[Any, ...]:
-    return tuple(xp.asarray(table) for table in _make_tables(basis))
+def _sort_coefs(orders: Integers) -> list[Integers]:
+    """Return the coefficients that have a column of each kind."""
+    whole, half = orders % 4 == 0, orders % 4 == 2
+    odd = orders % 2 == 1
+    return [np.flatnonzero(kind) for kind in (whole, half, half, whole & (orders > 0), odd, odd)]
 
 
-def _order_columns(basis: SteerableBasis, xp: Any) -> Any:
-    """Return where each coefficient stands among those of even, then of odd order."""
-    return xp.asarray(np.argsort(np.argsort(basis.orders % 2, kind="stable"), kind="stable"))
+def _place_columns(orders: Integers, members: list[Integers]) -> tuple[Integers, Doubles]:
+    """Return the column of each real and imaginary part, and its sign."""
+    n_columns = sum(map(len, members))
+    places = np.full((len(orders), 2), n_columns)
+    starts = np.cumsum([0, *map(len, members)])
+    for own, start, part in zip(members, starts, (0, 0, 1, 1, 0, 1), strict=False):
+        places[own, part] = start + np.arange(len(own))
+    # The transform of u(r) exp(i k φ) has a factor (-i)^k.
+    signs = np.stack([TURNS[orders % 4], -TURNS[orders % 4] * TRANSPOSED[orders % 4]], 1)
+    return places.reshape(-1), signs.reshape(-1)
+
+
+def _sample_part(
+    basis: SteerableBasis, folding: Folding, orders: Integers, *, is_sine: bool
+) -> Doubles:
+    """Return the functions of these orders at the points of a folding, one a column."""
+    x, y = folding.points.T
+    distinct, which = np.unique(np.hypot(x, y), return_inverse=True)
+    at, weights = _place_nodes(len(basis.nodes))
+    interpolation = _interpolate(at, weights, distinct / (basis.band * basis.box_px))
+    interpolation /= np.sqrt(2 * np.pi * at * weights) * basis.band
+    # In even boxes signs are all that moves the origin.
+    signs = (-1.0) ** ((x + y) * (basis.box_px % 2 == 0))
+    angle, turn = np.arctan2(y, x), np.sin if is_sine else np.cos
+    return np.concatenate(
+        [
+            (interpolation @ basis.radial[k])[which] * (signs * turn(k * angle))[:, None]
+            for k in orders
+        ],
+        axis=1,
+    )
+
+
+def _interpolate(nodes: Doubles, weights: Doubles, at: Doubles) -> Doubles:
+    """Return what polynomials at Gauss-Legendre nodes of [0, 1] are multiplied with for others.
+
+    Barycentric: Wang and Xiang, Mathematics of Computation 81 (2012) 861, for these nodes.
+    """
+    factors = np.sqrt(nodes * (1 - nodes) * weights) * (-1.0) ** np.arange(len(nodes))
+    distances = at[:, None] - nodes
+    distances[distances == 0] = np.finfo(np.float64).tiny
+    shares = factors / distances
+    return np.asarray(shares / shares.sum(1, keepdims=True))
+
+
+def _find_centring(box_px: int, is_inverse: bool, xp: Any) -> Any:
+    if box_px % 2 == 0:
+        return None
+    steps = np.fft.fftfreq(box_px)[:, None] + np.arange(box_px // 2 + 1) / box_px
+    phases = 2j * np.pi * (box_px // 2) * steps.reshape(-1)
+    return xp.asarray(np.exp(-phases if is_inverse else phases).astype(np.complex64))
