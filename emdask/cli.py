@@ -200,12 +200,20 @@ def _root(
 @app.command()
 def info(
     inputs: Inputs,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="HTML",
+            help="Write a page of pictures of a model, kept by emdask denoise --save-model.",
+            show_default=False,
+        ),
+    ] = None,
     images: Images = "",
     kind: Kind = None,
     pixel_size_A: PixelSize = None,
     project_folder: ProjectFolder = None,
 ) -> None:
-    """Say what a stack or a volume holds: shape, pixel size, CTF, poses, history, noise."""
+    """Say what a stack, a volume or a model holds: shape, pixel size, CTF, poses, history."""
     from emdask.commands import show_info
     from emdask.jobs import Source
 
@@ -216,7 +224,7 @@ def info(
         pixel_size_A=pixel_size_A,
         project_folder=project_folder,
     )
-    show_info(source)
+    show_info(source, report)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 
 from emdask import reconstructors
@@ -32,6 +33,7 @@ from emdask.io import (
     save_stack,
 )
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
+from emdask.kernels.ctf import apply_ctf
 from emdask.method import (
     Method,
     Reconstructor,
@@ -41,23 +43,32 @@ from emdask.method import (
     list_methods,
     resolve_method,
 )
+from emdask.stack import optics_of
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
 MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
+EIGENIMAGES_SAID = 8
 # Command to the family of its methods.
 FAMILIES = {"denoise": FAMILY, "reconstruct": reconstructors.FAMILY}
 
 
-def show_info(source: Source) -> None:
-    """Print what a stack is, without reading more than its first images, or what a volume is.
+def show_info(source: Source, report: Path | None = None) -> None:
+    """Print what a stack is, without reading more than its first images, or a volume or a model.
 
     Parameters
     ----------
     source
         The files.
+    report
+        HTML page of a model, where asked for.
     """
+    if source.is_model:
+        show_model(source.paths[0], report)
+        return
+    remedy = "Make one with: emdask denoise IN OUT --method NAME --save-model MODEL.zarr"
+    require(report is None, "--report", "shows what a method has learnt", source.paths[0], remedy)
     if source.is_volume:
         known = open_volume(source.paths[0], pixel_size_A=source.pixel_size_A)
         say_table((), _volume_rows(known, source.paths[0]))
@@ -72,6 +83,61 @@ def show_info(source: Source) -> None:
     if steps:
         say()
         say_table(("step", "parameters"), [_step_row(step) for step in steps])
+
+
+def show_model(path: str, report: Path | None = None) -> None:
+    """Print what a method has learnt.
+
+    Parameters
+    ----------
+    path
+        What `emdask.save_model` wrote.
+    report
+        HTML page of it, where asked for.
+    """
+    from emdask.model_report import (
+        EIGENIMAGES,
+        EIGENVALUES,
+        edge_text,
+        eigenimage_rows,
+        holds,
+        variable_rows,
+        write_model,
+    )
+
+    check_picture_path(report, (".html",))
+    model = open_model(path)
+    rows = _model_rows(model, path)
+    say_table((), rows)
+    say()
+    say_table(*variable_rows(model))
+    if holds(model, EIGENIMAGES):
+        say()
+        say_table(*eigenimage_rows(model, EIGENIMAGES_SAID))
+    if holds(model, EIGENVALUES):
+        say()
+        say(f"{edge_text(model)}.")
+    if report is not None:
+        title = f"Model: {model.attrs['method']}"
+        write_model(report, model, title=title, about=rows)
+        say(f"report -> {report}")
+
+
+def _model_rows(model: xr.Dataset, path: str) -> list[tuple[str, ...]]:
+    """Name, value and meaning of what holds for all of a model."""
+    method = model.attrs["method"]
+    record = find_method(FAMILY, method) if method in list_methods(FAMILY) else None
+    parameters = {} if record is None else {row[0]: row for row in _parameter_rows(record)}
+    rows: list[tuple[str, ...]] = [
+        ("file", path, ""),
+        ("size", bytes_text(model.nbytes), ""),
+        ("learnt by", method, "" if record is None else about(record)),
+    ]
+    for name, value in model.attrs.items():
+        if name != "method":
+            _, _, unit, meaning = parameters.get(name, (name, "", unit_of(str(name)), ""))
+            rows.append((str(name), f"{_value_text(value)} {unit}".rstrip(), meaning))
+    return rows
 
 
 def _shape_rows(stack: xr.DataArray, paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -95,9 +161,21 @@ def _attribute_rows(known: xr.DataArray) -> list[tuple[str, str]]:
                 (f"{name} tables", f"{', '.join(value)}; kept, and written with STAR files")
             )
         elif name != "provenance":
-            unit = BY_NAME[name].unit if name in BY_NAME else "Å" * name.endswith("_A")
-            rows.append((name, f"{_value_text(value)} {unit}".rstrip()))
+            rows.append((name, f"{_value_text(value)} {unit_of(name)}".rstrip()))
     return rows
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of an attribute, of the table of variables or of its own name; "" for none.
+
+    Examples
+    --------
+    >>> unit_of("voltage_kV"), unit_of("resolution_A"), unit_of("box_px"), unit_of("band")
+    ('kV', 'Å', 'px', '')
+    """
+    if name in BY_NAME:
+        return BY_NAME[name].unit
+    return {"A": "Å", "px": "px"}.get(name.rpartition("_")[2], "")
 
 
 def _volume_rows(volume: xr.DataArray, path: str) -> list[tuple[str, str]]:
@@ -319,10 +397,10 @@ def denoise_files(
     n_images = stack.shape[0]
     say(f"{count_text(n_images)}, {method} ({rate_text(n_images, seconds)}) -> {path}")
     if preview is not None:
-        save_preview(stack, path, preview, f"{source.paths[0]}, {method}")
+        save_preview(stack, clean, path, preview, f"{source.paths[0]}, {method}")
         say(f"picture -> {preview}")
     if report is not None:
-        save_report(stack, clean, path, report, seconds, plan.noise)
+        save_report(stack, clean, path, report, seconds, plan)
         say(f"report -> {report}")
 
 
@@ -393,13 +471,50 @@ def first_images(noisy: xr.DataArray, denoised_path: str | Path) -> tuple[Any, A
     return before, reopen(denoised_path)[:n].values.astype(np.float32)
 
 
-def save_preview(noisy: xr.DataArray, denoised_path: str | Path, picture: Path, title: str) -> None:
+def blur_denoised(
+    noisy: xr.DataArray, denoised: xr.DataArray, after: npt.NDArray[Any]
+) -> npt.NDArray[Any] | None:
+    """Give the first denoised images their CTF again where it was corrected; None elsewhere.
+
+    Parameters
+    ----------
+    noisy, denoised
+        Stacks before and after; only what is known of them is read.
+    after : array, shape (n, h, w)
+        Pixels of the first images after.
+
+    Returns
+    -------
+    float32 array, shape (n, h, w), or None
+        What the images before are, but for the noise.
+    """
+    if denoised.attrs.get("ctf_state") != "corrected":
+        return None
+    optics = optics_of(noisy[: len(after)])
+    if optics is None:
+        return None
+    ctfs = optics.ctfs(after.shape[1:], len(after))
+    return np.asarray(apply_ctf(after, ctfs), np.float32)
+
+
+def save_preview(
+    noisy: xr.DataArray,
+    denoised: xr.DataArray,
+    denoised_path: str | Path,
+    picture: Path,
+    title: str,
+) -> None:
     """Draw the first images before and after into a file."""
-    from emdask.plots import draw_before_after, save_figure
+    from emdask.plots import draw_images, save_figure
 
     before, after = first_images(noisy, denoised_path)
+    blurred = blur_denoised(noisy, denoised, after)
+    residual = {"before - after": before - after}
+    if blurred is not None:
+        residual = {"before - CTF × after": before - blurred}
+    pictures = {"before": before, "after": after, **residual}
     pixel_size_A = noisy.attrs.get("pixel_size_A")
-    save_figure(draw_before_after(before, after, pixel_size_A=pixel_size_A, title=title), picture)
+    save_figure(draw_images(pictures, pixel_size_A=pixel_size_A, title=title), picture)
 
 
 def save_report(
@@ -408,7 +523,7 @@ def save_report(
     denoised_path: str | Path,
     page: Path,
     seconds: float,
-    noise: xr.Dataset | None,
+    plan: Plan,
 ) -> None:
     """Write an HTML page of the first images before and after, as far as is known without truth.
 
@@ -417,6 +532,7 @@ def save_report(
     from emdask.kernels.noise import estimate_sigma
     from emdask.kernels.whitening import whiten_images
     from emdask.metrics import low_frequency_ratio
+    from emdask.model_report import model_sections
     from emdask.report import (
         Section,
         Table,
@@ -428,17 +544,20 @@ def save_report(
     )
 
     before, after = first_images(noisy, denoised_path)
-    residual = before - after
+    blurred = blur_denoised(noisy, denoised, after)
+    residual = before - (after if blurred is None else blurred)
     sigma = float(estimate_sigma(before).mean())
     judged = residual
-    if noise is not None:
-        judged = whiten_images(residual, noise.frequency.values, noise.power.values)
+    if plan.noise is not None:
+        judged = whiten_images(residual, plan.noise.frequency.values, plan.noise.power.values)
     ratio = float(low_frequency_ratio(judged).mean())
-    which = "residual" if noise is None else "whitened residual"
+    which = "residual" if plan.noise is None else "whitened residual"
     low_frequencies = f"low-frequency power of the {which}, white noise = 1"
+    # About the mean of each image: grey levels of an image may lie on a background of its own.
+    deviation = float(np.sqrt(residual.var(axis=(-2, -1)).mean()))
     rows = [
         ("noise before, estimated sigma", f"{sigma:.4g}"),
-        ("standard deviation of the residual", f"{residual.std():.4g}"),
+        ("standard deviation of the residual", f"{deviation:.4g}"),
         (low_frequencies, f"{ratio:.3f}"),
     ]
     n, h, w = noisy.shape
@@ -455,12 +574,19 @@ def save_report(
             (f"{ratio:.2f}", low_frequencies),
         ],
         sections=[
-            Section(title="Pictures", pictures=picture_images(before, after), n_columns=3),
+            Section(
+                title="Pictures",
+                pictures=picture_images(before, after, blurred=blurred),
+                n_columns=3,
+            ),
             Section(
                 title="Figures",
                 table=Table(header=("", ""), rows=rows),
-                drawing=draw_power(before, after, pixel_size_A=noisy.attrs.get("pixel_size_A")),
+                drawing=draw_power(
+                    before, after, None, noisy.attrs.get("pixel_size_A"), blurred=blurred
+                ),
             ),
+            *([] if plan.model is None else model_sections(plan.model)),
             Section(
                 title="How it was made",
                 table=Table(header=("step", "parameters"), rows=steps),

@@ -19,6 +19,7 @@ from emdask.cluster import require_cards
 from emdask.config import setting
 from emdask.console import connect_quietly
 from emdask.io import open_stack
+from emdask.io.models import SUFFIX, is_model
 from emdask.io.volumes import holds_volume
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
@@ -113,8 +114,18 @@ class Source:
     @property
     def is_volume(self) -> bool:
         """Whether it is a volume, where nobody said that it is a stack."""
+        return self._may_be_other and holds_volume(self.paths[0])
+
+    @property
+    def is_model(self) -> bool:
+        """Whether it is what a method has learnt, where nobody said that it is a stack."""
+        is_group = self._may_be_other and Path(self.paths[0]).suffix == SUFFIX
+        return is_group and is_model(self.paths[0])
+
+    @property
+    def _may_be_other(self) -> bool:
         asked = self.images or self.kind or self.project_folder
-        return len(self.paths) == 1 and not asked and holds_volume(self.paths[0])
+        return len(self.paths) == 1 and not asked
 
     def open(self) -> xr.DataArray:
         """Return the lazy stack."""

@@ -124,7 +124,11 @@ class Section:
 
 
 def picture_images(
-    noisy: npt.NDArray[Any], denoised: npt.NDArray[Any], clean: npt.NDArray[Any] | None = None
+    noisy: npt.NDArray[Any],
+    denoised: npt.NDArray[Any],
+    clean: npt.NDArray[Any] | None = None,
+    *,
+    blurred: npt.NDArray[Any] | None = None,
 ) -> list[Picture]:
     """Picture images before and after, the truth where it is known, and what was taken away.
 
@@ -133,6 +137,9 @@ def picture_images(
     noisy, denoised, clean : array, shape (n, h, w)
         Of images up to 512 px the first 8 are laid out together, each about its median; of larger
         ones the first is shown whole, made smaller, and its middle pixel for pixel.
+    blurred : array, shape (n, h, w)
+        Where a CTF was corrected: the denoised images with it, which the noisy ones are to be
+        compared with.
 
     Returns
     -------
@@ -147,13 +154,16 @@ def picture_images(
     pixels = {"Noisy": noisy, "Denoised": denoised}
     if clean is not None:
         pixels["Clean"] = clean
-    pixels["Residual"] = noisy - denoised
+    pixels["Residual"] = noisy - (denoised if blurred is None else blurred)
+    taken = "denoised" if blurred is None else "CTF × denoised"
     captions = {
         "Noisy": "as recorded",
-        "Denoised": "same grey scale as clean" if clean is not None else "",
+        "Denoised": "" if blurred is None else "without the CTF",
         "Clean": "the truth, which the denoiser never saw",
-        "Residual": "noisy − denoised: should look like noise, without particles",
+        "Residual": f"noisy − {taken}: should look like noise, without particles",
     }
+    if clean is not None:
+        captions["Denoised"] = "same grey scale as clean"
     if max(noisy.shape[-2:]) <= CROP_PX:
         pixels = {name: about_median(array[:PARTICLES_SHOWN]) for name, array in pixels.items()}
         scales = _share_scale({name: typical_limits(array) for name, array in pixels.items()})
@@ -195,13 +205,15 @@ def draw_power(
     denoised: npt.NDArray[Any],
     clean: npt.NDArray[Any] | None = None,
     pixel_size_A: float | None = None,
+    *,
+    blurred: npt.NDArray[Any] | None = None,
 ) -> str:
     """Draw the power spectra of the images as SVG.
 
     Parameters
     ----------
-    noisy, denoised, clean : array, shape (n, h, w)
-        Images; the residual is drawn beside them.
+    noisy, denoised, clean, blurred : array, shape (n, h, w)
+        As of `picture_images`; the residual is drawn beside them.
     pixel_size_A
         Edge of a pixel in Å, for the axis.
 
@@ -216,7 +228,8 @@ def draw_power(
     >>> draw_power(noisy, noisy / 2)[:4]
     '<svg'
     """
-    images = {"noisy": noisy, "denoised": denoised, "residual": noisy - denoised}
+    residual = noisy - (denoised if blurred is None else blurred)
+    images = {"noisy": noisy, "denoised": denoised, "residual": residual}
     if clean is not None:
         images["clean"] = clean
     return svg_text(draw_spectra(images, pixel_size_A))

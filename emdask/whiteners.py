@@ -217,8 +217,10 @@ def _sum(
 
 def _finish(sums: NoiseSums, params: NoiseParams) -> xr.Dataset:
     frequency, power = noise_spectrum(sums)
-    spectrum = xr.DataArray(power, dims="frequency", coords={"frequency": frequency})
-    return xr.Dataset({"power": spectrum})
+    noise = {"long_name": "power of the noise; white: its variance", "units": "grey levels²"}
+    place = {"long_name": "spatial frequency", "units": "cycles/px"}
+    coords = {"frequency": ("frequency", frequency, place)}
+    return xr.Dataset({"power": ("frequency", power, noise)}, coords)
 
 
 def _whiten(images: Any, params: NoiseParams, model: xr.Dataset) -> Any:

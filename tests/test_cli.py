@@ -19,12 +19,15 @@ from typer.testing import CliRunner
 
 from emdask.backend import why_no_cuda
 from emdask.cli import app, error_text, resume_hint
+from emdask.commands import blur_denoised
 from emdask.denoisers.bm3d import METHOD
 from emdask.errors import EmdaskError
-from emdask.io import open_stack, save_stack
+from emdask.io import open_stack, save_model, save_stack
 from emdask.method import list_methods
 from emdask.options import parse_value
 from emdask.simulators.demo_images import demo_particles
+from emdask.stack import optics_of
+from tests.fake_models import covariance_model, dictionary_model
 
 PLUGIN = '''"""Grey levels times a number."""
 
@@ -315,6 +318,50 @@ def test_info_says_what_is_known_of_the_images(stack_path):
     np.testing.assert_allclose([float(sigma) for sigma in sigmas], 1, atol=0.15)
 
 
+def test_info_says_what_a_method_has_learnt(tmp_path):
+    path, page = tmp_path / "m.zarr", tmp_path / "m.html"
+    save_model(covariance_model().assign_attrs(method="ksvd", strength=0.5), path)
+    code, out, err = call("info", path, "--report", page)
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(line.startswith("learnt by ksvd K-SVD: patches are sums") for line in lines)
+    assert "strength 0.5 noise that is assumed, relative to sigma" in lines
+    assert "box_px 16 px" in lines
+    assert "mean y 16, x 16" in " ".join(lines)
+    start = lines.index("eigenimage angular order k eigenvalue / noise variance")
+    assert lines[start + 1 : start + 3] == ["1 0 30", "2 1 29"]
+    assert lines[-2] == (
+        "2 of 5 eigenvalues are above the edge of the noise, up to angular order 1."
+    )
+    assert lines[-1] == f"report -> {page}"
+    assert "<h1>Model: ksvd</h1>" in page.read_text(encoding="utf-8")
+
+
+def test_info_of_a_model_of_a_method_that_is_not_here(tmp_path):
+    save_model(dictionary_model().assign_attrs(method="elsewhere"), tmp_path / "m.zarr")
+    code, out, err = call("info", tmp_path / "m.zarr")
+    assert (code, err) == (0, "")
+    assert "scale 2, atom 10, pixel 16" in out
+
+
+def test_the_page_of_info_is_that_of_a_model(stack_path, tmp_path):
+    refused = call("info", stack_path, "--report", tmp_path / "m.html")
+    assert_refused(refused, "--report: shows what a method has learnt", "--save-model MODEL.zarr")
+    save_model(dictionary_model(), tmp_path / "m.zarr")
+    assert_refused(call("info", tmp_path / "m.zarr", "--report", "m.txt"), "must end in .html")
+
+
+def test_residual_of_images_whose_ctf_was_corrected_is_taken_with_the_ctf(stack_path):
+    noisy = open_stack(stack_path)
+    after = np.random.default_rng(0).normal(size=(3, 32, 32)).astype(np.float32)
+    assert blur_denoised(noisy, noisy, after) is None
+    blurred = blur_denoised(noisy, noisy.assign_attrs(ctf_state="corrected"), after)
+    for i, image in enumerate(after):
+        ctf = optics_of(noisy).ctf((32, 32), i)
+        expected = np.fft.irfft2(np.fft.rfft2(image) * ctf, s=(32, 32))
+        np.testing.assert_allclose(blurred[i], expected, atol=1e-5)
+
+
 def test_convert_keeps_pixels_and_metadata(stack_path):
     target = stack_path.parent / "out.zarr"
     code, out, err = call("convert", stack_path, target)
@@ -388,9 +435,10 @@ def test_what_was_learnt_is_kept_and_serves_again(stack_path, plugin_folder, mon
     folder = stack_path.parent
     learn = ("--method", "ksvd", "--n-iterations", "2", "--n-atoms", "80", "--workers", "1")
     words = ("denoise", "in.star", "out.zarr", *learn, "--save-model", "m.zarr")
-    code, out, err = run(plugin_folder, *words, cwd=folder)
+    code, out, err = run(plugin_folder, *words, "--report", "seen.html", cwd=folder)
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "ksvd learns from 12 images ..."
+    assert "What was learnt: atoms" in (folder / "seen.html").read_text(encoding="utf-8")
     code, out, err = run(
         plugin_folder, "denoise", "in.star", "again.zarr", *learn, "--model", "m.zarr", cwd=folder
     )

@@ -128,6 +128,14 @@ def test_pictures_of_particles_and_of_micrographs(rng):
     ]
 
 
+def test_residual_is_taken_with_the_ctf_where_it_was_corrected(rng):
+    noisy, denoised, blurred = rng.normal(size=(3, 2, 16, 16))
+    *_, residual = picture_images(noisy, denoised, blurred=blurred)
+    assert residual.png == picture_images(noisy, blurred)[-1].png
+    assert residual.caption.startswith("noisy − CTF × denoised: should look like noise")
+    assert draw_power(noisy, denoised, blurred=blurred) != draw_power(noisy, denoised)
+
+
 def test_environment_names_versions():
     rows = dict(environment_rows())
     assert rows["numpy"] == np.__version__

@@ -202,11 +202,13 @@ def learn_frames(samples: ScaleSamples, params: Ddtf) -> xr.Dataset:
     objective = np.full((len(learnt), params.n_iterations), np.nan)
     for row, frame in zip(objective, learnt, strict=True):
         row[: len(frame.objective)] = frame.objective
+    atoms = np.stack([frame.atoms for frame in learnt])
+    counts = np.array([len(sample.keys) for sample in samples.scales])
     return xr.Dataset(
         {
-            "atoms": (("scale", "atom", "pixel"), np.stack([frame.atoms for frame in learnt])),
-            "objective": (("scale", "step"), objective),
-            "n_learnt": (("scale",), np.array([len(sample.keys) for sample in samples.scales])),
+            "atoms": (("scale", "atom", "pixel"), atoms, {"long_name": "filters, row by row"}),
+            "objective": (("scale", "step"), objective, {"long_name": "what learning lowers"}),
+            "n_learnt": (("scale",), counts, {"long_name": "how many patches taught"}),
         },
     )
 

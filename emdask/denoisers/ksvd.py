@@ -192,8 +192,15 @@ def learn_dictionaries(samples: ScaleSamples, params: Ksvd) -> xr.Dataset:
         See `Ksvd`.
     """
     counts = np.array([len(sample.keys) for sample in samples.scales], np.int64)
-    atoms = (("scale", "atom", "pixel"), _learn_atoms(samples, params))
-    return xr.Dataset({"atoms": atoms, "n_patches": (("scale",), counts)})
+    atoms = _learn_atoms(samples, params)
+    dims = ("scale", "atom", "pixel")
+    meaning = {"long_name": "how many patches they were learnt from"}
+    return xr.Dataset(
+        {
+            "atoms": (dims, atoms, {"long_name": "patches of unit norm, row by row"}),
+            "n_patches": (dims[:1], counts, meaning),
+        }
+    )
 
 
 def _learn_atoms(samples: ScaleSamples, params: Ksvd) -> Floats:
