@@ -428,7 +428,7 @@ def _sample_part(
     """Return the functions of these orders at the points of a folding, one a column."""
     x, y = folding.points.T
     distinct, which = np.unique(np.hypot(x, y), return_inverse=True)
-    at, weights = _place_nodes(len(basis.nodes))
+    at, weights = _place_nodes(len(basis.nodes) - 1)
     interpolation = _interpolate(at, weights, distinct / (basis.band * basis.box_px))
     interpolation /= np.sqrt(2 * np.pi * at * weights) * basis.band
     # In even boxes signs are all that moves the origin.
@@ -436,7 +436,7 @@ def _sample_part(
     angle, turn = np.arctan2(y, x), np.sin if is_sine else np.cos
     return np.concatenate(
         [
-            (interpolation @ basis.radial[k])[which] * (signs * turn(k * angle))[:, None]
+            (interpolation @ basis.radial[k][:-1])[which] * (signs * turn(k * angle))[:, None]
             for k in orders
         ],
         axis=1,

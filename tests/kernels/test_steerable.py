@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from emdask.backend import why_no_cuda
 from emdask.errors import ParameterError
 from emdask.kernels import steerable
 from emdask.kernels.steerable import evaluate, expand, mirror, rotate, steerable_basis
@@ -80,6 +81,24 @@ def test_turned_and_mirrored_images_have_turned_and_mirrored_coefficients(
     turned = rotate(coefs[:1], basis, 33.0)
     np.testing.assert_allclose(back(turned), back(coefs[1:2]), atol=atol)
     np.testing.assert_allclose(back(mirror(coefs[:1])), back(coefs[2:]), atol=atol)
+
+
+# The stand-in for a card multiplies by a BLAS of the CPU, for which this does not hold.
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_an_image_does_not_depend_on_those_beside_it(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device == "cuda" and (reason := why_no_cuda()) is not None:
+        pytest.skip(f"no card: {reason}")
+    monkeypatch.setattr(steerable, "IMAGES_AT_ONCE", 16)
+    basis = steerable_basis(24)
+    terms = move(to_half_planes(noise(37, 24)), device)
+    coefs = expand(terms, basis)
+    images = back(evaluate(coefs, basis))
+    for i in (0, 1, 15, 16, 21, 36):
+        alone = expand(terms[i : i + 1], basis)
+        np.testing.assert_array_equal(back(alone)[0], back(coefs)[i])
+        np.testing.assert_array_equal(back(evaluate(alone, basis))[0], images[i])
 
 
 def test_a_basis_is_made_once_in_a_process_and_travels_as_its_numbers() -> None:
