@@ -1,0 +1,82 @@
+"""Wiener filter in a steerable basis: the linear estimate of least error, image by image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emdask.kernels.steerable import steerable_basis
+from emdask.kernels.steerable_wiener import factor_covariance, filter_coefficients
+from tests.kernels.test_covariance import draw_coefs, draw_powers, draw_truth, filters
+from tests.kernels.test_transforms import back, move
+
+
+def filter_slowly(coefs: Any, basis: Any, power: Any, which: Any, variance: float) -> Any:
+    """The estimate written with the covariance and its inverse, one image at a time."""
+    mean, factors = draw_truth(basis, rank=12)
+    clean = np.zeros(coefs.shape, complex)
+    for k, (own, factor) in enumerate(zip(basis.slices, factors, strict=True)):
+        covariance = factor @ factor.T
+        centre = mean if k == 0 else 0 * factor[:, 0]
+        for i, w in enumerate(which):
+            seen = filters(basis, k, power[w])
+            gain = covariance @ np.linalg.inv(seen @ covariance + variance * np.eye(len(seen)))
+            clean[i, own] = centre + gain @ (coefs[i, own] - seen @ centre)
+    return clean
+
+
+@pytest.mark.parametrize("ctfs", ["one", "few", "each"])
+def test_filter_is_the_linear_estimate_of_least_error(device: str, ctfs: str) -> None:
+    basis = steerable_basis(16)
+    power = draw_powers(basis, {"one": 1, "few": 3, "each": 70}[ctfs])
+    which = np.arange(70) % len(power)
+    coefs = draw_coefs(basis, power, which, 0.5).astype(np.complex64)
+    mean, factors = draw_truth(basis, rank=12)
+    factors = factor_covariance([factor @ factor.T for factor in factors])
+    model = {"mean": mean, "factors": factors, "noise_variance": 0.5}
+    clean = back(filter_coefficients(move(coefs, device), basis, power, which, **model))
+    assert clean.dtype == np.complex64
+    expected = filter_slowly(coefs, basis, power, which, 0.5)
+    np.testing.assert_allclose(clean, expected, atol=1e-5 * abs(expected).max())
+
+
+def test_an_image_does_not_depend_on_those_beside_it(device: str) -> None:
+    basis = steerable_basis(16)
+    power = draw_powers(basis, 20)
+    which = np.random.default_rng(0).integers(0, 20, 90)
+    coefs = draw_coefs(basis, power, which, 0.5).astype(np.complex64)
+    mean, factors = draw_truth(basis, rank=12)
+    model = {"mean": mean, "factors": factors, "noise_variance": 0.5}
+    clean = back(filter_coefficients(move(coefs, device), basis, power, which, **model))
+    for chosen in ([3], [89, 5], [*range(17, 60)]):
+        rows, own = np.unique(which[chosen], return_inverse=True)
+        part = filter_coefficients(move(coefs[chosen], device), basis, power[rows], own, **model)
+        np.testing.assert_array_equal(back(part), clean[chosen])
+
+
+def test_without_signal_the_mean_is_left(device: str) -> None:
+    basis = steerable_basis(16)
+    power, which = draw_powers(basis, 2), np.array([0, 1, 1])
+    coefs = draw_coefs(basis, power, which, 0.5).astype(np.complex64)
+    mean, factors = draw_truth(basis)
+    factors = factor_covariance([0 * factor @ factor.T for factor in factors])
+    assert all(factor.shape[1] == 0 for factor in factors)
+    model = {"mean": mean, "factors": factors, "noise_variance": 0.5}
+    clean = back(filter_coefficients(move(coefs, device), basis, power, which, **model))
+    np.testing.assert_array_equal(clean[:, basis.slices[0]], np.tile(mean.astype("c8"), (3, 1)))
+    assert (clean[:, basis.slices[0].stop :] == 0).all()
+
+
+def test_without_noise_images_are_restored() -> None:
+    basis = steerable_basis(16)
+    power, which = draw_powers(basis, 1), np.zeros(4, int)
+    coefs = draw_coefs(basis, power, which, 0.0).astype(np.complex64)
+    mean, factors = draw_truth(basis)
+    model = {"mean": mean, "factors": factors, "noise_variance": 0.0}
+    clean = filter_coefficients(coefs, basis, power, which, **model)
+    for k, own in enumerate(basis.slices):
+        again = clean[:, own] @ filters(basis, k, power[0])
+        np.testing.assert_allclose(again, coefs[:, own], atol=1e-4 * abs(coefs).max())
+    np.testing.assert_array_equal(factor_covariance([])[:0], ())
