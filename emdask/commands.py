@@ -43,7 +43,7 @@ from emdask.method import (
     list_methods,
     resolve_method,
 )
-from emdask.stack import optics_of
+from emdask.stack import optics_of, step_parameters
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -136,7 +136,9 @@ def _model_rows(model: xr.Dataset, path: str) -> list[tuple[str, ...]]:
     for name, value in model.attrs.items():
         if name != "method":
             _, _, unit, meaning = parameters.get(name, (name, "", unit_of(str(name)), ""))
-            rows.append((str(name), f"{_value_text(value)} {unit}".rstrip(), meaning))
+            # Words, as auto, have no unit.
+            text = value if isinstance(value, str) else f"{_value_text(value)} {unit}".rstrip()
+            rows.append((str(name), text, meaning))
     return rows
 
 
@@ -227,8 +229,7 @@ def _value_text(value: Any) -> str:
 
 
 def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
-    given = {name: value for name, value in step["parameters"].items() if value is not None}
-    pairs = (f"{name}={_value_text(value)}" for name, value in given.items())
+    pairs = (f"{name}={_value_text(value)}" for name, value in step_parameters(step).items())
     return str(step["step"]), ", ".join(pairs)
 
 

@@ -72,7 +72,7 @@ def variable_rows(model: xr.Dataset) -> tuple[tuple[str, ...], Rows]:
         (
             str(name),
             ", ".join(f"{dim} {length:,}" for dim, length in variable.sizes.items()),
-            f"{_range_text(variable)} {variable.attrs.get('units', '')}".rstrip(),
+            f"{_range_text(variable)} {_unit_text(variable)}".rstrip(),
             str(variable.attrs.get("long_name", "")),
         )
         for name, variable in sorted({**model.data_vars, **model.coords}.items())
@@ -88,6 +88,12 @@ def _range_text(variable: xr.DataArray) -> str:
         return "none"
     low, high = (_number_text(value) for value in (known.min().item(), known.max().item()))
     return low if low == high else f"{low} to {high}"
+
+
+def _unit_text(variable: xr.DataArray) -> str:
+    """Unit to be written behind numbers; that of plain ones is 1."""
+    unit = str(variable.attrs.get("units", ""))
+    return "" if unit == "1" else unit
 
 
 def _number_text(value: float) -> str:
@@ -132,14 +138,12 @@ def edge_text(model: xr.Dataset) -> str:
     ...     {"spectrum": (("order_k", "radial"), [[8.0, 2.0]]), "noise_edge": ("order_k", [4.0])},
     ...     {"order_k": [0]}, {"noise_variance": 2.0})
     >>> edge_text(model)
-    '1 of 2 eigenvalues is above the edge of the noise, up to angular order 0'
+    '1 of 2 eigenvalues is above the edge of the noise'
     """
-    order, value, edge = relative_eigenvalues(model)
-    above = value > edge
-    n_above = int(above.sum())
-    text = f"{n_above:,} of {len(value):,} eigenvalues {'is' if n_above == 1 else 'are'} above "
-    text += "the edge of the noise"
-    return text + (f", up to angular order {order[above].max():.0f}" if n_above else "")
+    _, value, edge = relative_eigenvalues(model)
+    n_above = int((value > edge).sum())
+    verb = "is" if n_above == 1 else "are"
+    return f"{n_above:,} of {len(value):,} eigenvalues {verb} above the edge of the noise"
 
 
 # --- Pages ----------------------------------------------------------------------------------------
@@ -235,8 +239,8 @@ def _eigenimage_section(model: xr.Dataset) -> Section:
 def _eigenvalue_section(model: xr.Dataset) -> Section:
     return Section(
         title="What was learnt: eigenvalues",
-        text=f"{edge_text(model)}: that of the largest if there were noise alone, which falls "
-        "towards 1 as there are more images. Drawn before the noise is taken out of them.",
+        text=f"{edge_text(model)}: where the largest would be of noise alone, but for chance. It "
+        "falls towards 1 as there are more images. Drawn before the noise is taken out.",
         wide_drawing=svg_text(draw_eigenvalues(model)),
     )
 

@@ -28,6 +28,7 @@ from emdask.plots import (
     svg_text,
     typical_limits,
 )
+from emdask.stack import step_parameters
 
 LIBRARIES = ("emdask", "numpy", "scipy", "numba", "dask", "xarray", "zarr")
 # Written first, so that a folder of a run that was interrupted is known for what it is.
@@ -270,8 +271,8 @@ def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
     """
     steps = attrs.get("provenance", ())
     return [
-        (s["step"], ", ".join(f"{k} = {v}" for k, v in s["parameters"].items() if v is not None))
-        for s in steps
+        (step["step"], ", ".join(f"{k} = {v}" for k, v in step_parameters(step).items()))
+        for step in steps
     ]
 
 

@@ -342,3 +342,24 @@ def add_provenance(
     """
     history = [*attrs.get("provenance", ()), {"step": step, "parameters": dict(parameters)}]
     return {**attrs, "provenance": history}
+
+
+def step_parameters(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of an entry of ``provenance``, to be read: None is left out.
+
+    Of a model, only what the step's own parameters do not say is told.
+
+    Examples
+    --------
+    >>> parameters = {"strength": 1.0, "sigma": None, "model": {"strength": 1.0, "n_images": 9}}
+    >>> step_parameters({"step": "ksvd", "parameters": parameters})
+    {'strength': 1.0, 'model.n_images': 9}
+    """
+    given = {name: value for name, value in step["parameters"].items() if value is not None}
+    own = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    for name, inner in given.items():
+        if isinstance(inner, Mapping):
+            # What the method is called is what the step is called.
+            said = own | {"method": step["step"]}
+            own |= {f"{name}.{key}": v for key, v in inner.items() if said.get(key) != v}
+    return own

@@ -320,19 +320,18 @@ def test_info_says_what_is_known_of_the_images(stack_path):
 
 def test_info_says_what_a_method_has_learnt(tmp_path):
     path, page = tmp_path / "m.zarr", tmp_path / "m.html"
-    save_model(covariance_model().assign_attrs(method="ksvd", strength=0.5), path)
+    save_model(covariance_model().assign_attrs(method="ksvd", strength=0.5, sigma="auto"), path)
     code, out, err = call("info", path, "--report", page)
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert any(line.startswith("learnt by ksvd K-SVD: patches are sums") for line in lines)
     assert "strength 0.5 noise that is assumed, relative to sigma" in lines
+    assert "sigma auto standard deviation of the noise; auto: estimated image by image" in lines
     assert "box_px 16 px" in lines
     assert "mean y 16, x 16" in " ".join(lines)
     start = lines.index("eigenimage angular order k eigenvalue / noise variance")
     assert lines[start + 1 : start + 3] == ["1 0 30", "2 1 29"]
-    assert lines[-2] == (
-        "2 of 5 eigenvalues are above the edge of the noise, up to angular order 1."
-    )
+    assert lines[-2] == ("2 of 5 eigenvalues are above the edge of the noise.")
     assert lines[-1] == f"report -> {page}"
     assert "<h1>Model: ksvd</h1>" in page.read_text(encoding="utf-8")
 
