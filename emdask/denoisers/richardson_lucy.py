@@ -152,4 +152,14 @@ def _blurred_psf(psf: Any, width_px: float) -> Any:
     return gaussian_psf(float(np.hypot(own, width_px))).astype(np.float32)
 
 
-METHOD = Method(params=RichardsonLucy, apply={"cpu": denoise, "cuda": denoise}, takes_optics=True)
+def corrects_ctf(params: RichardsonLucy) -> bool:
+    """Whether a CTF that is known is undone."""
+    return params.psf == "auto"
+
+
+METHOD = Method(
+    params=RichardsonLucy,
+    apply={"cpu": denoise, "cuda": denoise},
+    takes_optics=True,
+    corrects=corrects_ctf,
+)

@@ -133,6 +133,14 @@ def _draws(image: Any, seed: int) -> Any:
     return host_draws(seed)
 
 
+def corrects_ctf(params: UnsupervisedWiener) -> bool:
+    """Whether a CTF that is known is undone."""
+    return params.psf == "auto"
+
+
 METHOD = Method(
-    params=UnsupervisedWiener, apply={"cpu": denoise, "cuda": denoise}, takes_optics=True
+    params=UnsupervisedWiener,
+    apply={"cpu": denoise, "cuda": denoise},
+    takes_optics=True,
+    corrects=corrects_ctf,
 )

@@ -57,7 +57,7 @@ class Optics:
     spherical_aberration_mm: Any = 2.7
     amplitude_contrast: Any = 0.1
     b_factor_A2: Any = 0.0
-    phase_flipped: bool = False
+    phase_flipped: Any = False
 
     def varying(self) -> dict[str, Any]:
         """Those that differ from image to image."""

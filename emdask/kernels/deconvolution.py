@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,12 +14,14 @@ from emdask.backend import array_namespace, fourier_namespace
 from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import frequency_grid, half_plane_weights
 from emdask.kernels.psf import transfer_function
+from emdask.kernels.reductions import mean_of_pixels, over_pixels
 
 __all__ = [
     "Spectrum",
     "best_balance",
     "best_sieve_px",
     "deconvolve",
+    "gradients",
     "library_psf",
     "sample_spectrum",
     "see_through_wiener",
@@ -105,22 +108,40 @@ def deconvolve(
     result = xp.empty(images.shape, np.float32)
     margins = _margins(images.shape[1:])
     of_ctf = psf == "auto" and optics is not None
+    kept = gradients(images) if of_ctf else mean_of_pixels(images)[:, None, None]
     crop = tuple(slice(m[0], m[0] + n) for m, n in zip(margins, images.shape[1:], strict=True))
     for i, image in enumerate(images):
-        kept = _gradient(image) if of_ctf else image.mean(dtype="f8")
-        rest = (image - kept).astype(image.dtype)
+        rest = (image - kept[i]).astype(image.dtype)
         wide = xp.ascontiguousarray(_extend(_extend(rest, *margins[0]).T, *margins[1]).T)
         shape = (int(wide.shape[0]), int(wide.shape[1]))
         restored = restore(wide, transfer_function(psf, shape, optics, i))[crop]
-        result[i] = restored - restored.mean(dtype="f8") + kept
+        result[i] = restored - restored.mean(dtype="f8") + kept[i]
     return result
 
 
-def _gradient(image: Any) -> Any:
-    """Return the least-squares surface that is linear along rows and columns, with the mean."""
-    xp = array_namespace(image)
-    down, across = (xp.asarray(_lines(n)) for n in image.shape)
-    return down @ (down.T @ image @ across) @ across.T
+def gradients(images: Any) -> Any:
+    """Return the least-squares surfaces that are linear along rows and columns, with the means.
+
+    Parameters
+    ----------
+    images
+        (n, h, w); NumPy or CuPy.
+
+    Returns
+    -------
+    (n, h, w) float64
+
+    Examples
+    --------
+    >>> gradients(np.array([[[0.0, 1.0, 5.0]]])).round(1).tolist()
+    [[[-0.5, 2.0, 4.5]]]
+    """
+    xp = array_namespace(images)
+    surfaces = xp.zeros(images.shape, np.float64)
+    for down, across in itertools.product(*(_lines(n).T for n in images.shape[1:])):
+        plane = xp.asarray(down[:, None] * across)
+        surfaces += over_pixels("sum", images * plane)[:, None, None] * plane
+    return surfaces
 
 
 def _lines(n: int) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from numbers import Real
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from emdask.backend import array_namespace
 from emdask.checks import require
 from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import frequency_grid
+from emdask.kernels.reductions import over_pixels
 
-__all__ = ["freeze_psf", "gaussian_psf", "transfer_function"]
+__all__ = ["freeze_psf", "gaussian_psf", "transfer_function", "transfer_functions"]
 
 Array = npt.NDArray[Any]
 
@@ -117,7 +120,7 @@ def transfer_function(
     True
     """
     if psf == "auto" and optics is not None:
-        return _limit_ctf(optics.ctf(shape, image), frequency_grid(shape))
+        return np.asarray(_limit_ctf(optics.ctf(shape, image), frequency_grid(shape)))
     if isinstance(psf, str) or psf == 0:
         return None
     if isinstance(psf, float):
@@ -125,12 +128,53 @@ def transfer_function(
     return np.asarray(scipy.fft.rfft2(_place(np.asarray(psf), shape)))
 
 
-def _limit_ctf(ctf: Array, frequency: Array) -> Array:
-    """Raise the start of a CTF to what may be divided by, and frequency 0 to 1."""
-    size = np.abs(ctf)
-    start = frequency < frequency[size >= MAXIMUM * size.max()].min()
-    limited = np.where(start, np.copysign(np.maximum(size, LEAST_CTF), ctf), ctf)
-    limited[0, 0] = 1.0
+def transfer_functions(
+    psf: Any, shape: tuple[int, int], optics: Optics | None, n_images: int, xp: Any = np
+) -> Iterator[tuple[Any, Any]]:
+    """Go through the transfer functions of so many images, each as of `transfer_function`.
+
+    Parameters
+    ----------
+    psf, shape, optics
+        As of `transfer_function`.
+    n_images
+        Number of images.
+    xp
+        Array library of the result, NumPy or CuPy.
+
+    Yields
+    ------
+    which
+        Index of some of the images; all are in one of them.
+    transfer
+        Theirs, (1 or n, h, w // 2 + 1), of single precision.
+
+    Examples
+    --------
+    >>> [(which, transfer.shape) for which, transfer in transfer_functions(1.0, (4, 4), None, 9)]
+    [(slice(None, None, None), (1, 4, 3))]
+    """
+    if psf == "auto" and optics is not None:
+        frequency = xp.asarray(frequency_grid(shape))
+        for which, ctf in optics.each(shape, n_images, xp):
+            yield which, _limit_ctf(ctf, frequency)
+        return
+    transfer = transfer_function(psf, shape)
+    if transfer is None:
+        transfer = np.ones((shape[0], shape[1] // 2 + 1))
+    single = np.complex64 if np.iscomplexobj(transfer) else np.float32
+    yield slice(None), xp.asarray(transfer[None].astype(single))
+
+
+def _limit_ctf(ctf: Any, frequency: Any) -> Any:
+    """Raise the start of CTFs to what may be divided by, and frequency 0 to 1."""
+    xp = array_namespace(ctf)
+    size = xp.abs(ctf)
+    peak = over_pixels("max", size)[..., None, None]
+    first = over_pixels("min", xp.where(size >= MAXIMUM * peak, frequency, np.inf))
+    raised = xp.copysign(xp.maximum(size, LEAST_CTF), ctf)
+    limited = xp.where(frequency < first[..., None, None], raised, ctf)
+    limited[..., 0, 0] = 1.0
     return limited
 
 
