@@ -96,6 +96,10 @@ class Optics:
         (array([10000., 20000.]), array([1, 0, 1]))
         """
         varying = self.varying()
+        if "astigmatism_deg" in varying:
+            # The angle of what is round plays no part.
+            astigmatic = np.not_equal(self.defocus_u_A, self.defocus_v_A)
+            varying["astigmatism_deg"] = np.where(astigmatic, self.astigmatism_deg, 0.0)
         if not varying:
             return self, np.zeros(n_images, np.intp)
         table = np.stack([*varying.values()], axis=1)
@@ -151,7 +155,9 @@ class Optics:
         phase = (np.pi * wavelength_A * middle - aberration * k2) * k2 + constant
         swing = np.pi * wavelength_A * (v["defocus_u_A"] - v["defocus_v_A"]) / 2 * k2
         envelope = np.exp(-v["b_factor_A2"] * k2 / 2)
-        return np.asarray(envelope * (1 - np.cos(2 * phase) * special.j0(2 * swing)) / 2)
+        power = envelope * (1 - np.cos(2 * phase) * special.j0(2 * swing)) / 2
+        n_images = max((len(value) for value in self.varying().values()), default=1)
+        return np.broadcast_to(power, (n_images, power.shape[1]))
 
 
 def electron_wavelength(voltage_kV: Any) -> Any:

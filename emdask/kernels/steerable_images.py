@@ -66,6 +66,6 @@ def expand_images(images: Any, basis: SteerableBasis, optics: Optics | None) -> 
         few, which = optics.distinct(len(images))
         ctfs = few.ctfs(images.shape[1:], int(which.max(initial=0)) + 1, xp)
         terms *= ctfs[xp.asarray(which)]
-        power = few.power(basis.nodes)
+        power = few.power(basis.nodes).copy()
     power[:, -1] *= -1
     return Expansion(expand(terms, basis), which, ctfs, power)

@@ -134,6 +134,16 @@ def test_distinct_optics_give_each_image_its_own() -> None:
     few, which = optics.distinct(4)
     assert few.defocus_u_A.tolist() == [1e4, 2e4, 3e4]
     np.testing.assert_array_equal(few.defocus_v_A[which], defocus - 500)
+    # The angle of the astigmatism tells images apart only where there is some.
+    few, which = replace(few, astigmatism_deg=np.arange(3.0), defocus_v_A=few.defocus_u_A)[
+        np.array([0, 0, 1])
+    ].distinct(3)
+    assert which.tolist() == [0, 0, 1]
+    turned = Optics(
+        pixel_size_A=2.0, defocus_u_A=2e4, defocus_v_A=1e4, astigmatism_deg=np.arange(3.0)
+    )
+    assert turned.distinct(3)[1].tolist() == [0, 1, 2]
+    assert turned.power(np.zeros(5)).shape == (3, 5)
     same, which = Optics(pixel_size_A=2.0, defocus_u_A=1e4, defocus_v_A=1e4).distinct(3)
     assert same.defocus_u_A == 1e4
     assert which.tolist() == [0, 0, 0]
