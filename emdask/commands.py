@@ -43,7 +43,7 @@ from emdask.method import (
     list_methods,
     resolve_method,
 )
-from emdask.stack import optics_of, step_parameters
+from emdask.stack import optics_of, step_parameters, value_text
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -137,7 +137,7 @@ def _model_rows(model: xr.Dataset, path: str) -> list[tuple[str, ...]]:
         if name != "method":
             _, _, unit, meaning = parameters.get(name, (name, "", unit_of(str(name)), ""))
             # Words, as auto, have no unit.
-            text = value if isinstance(value, str) else f"{_value_text(value)} {unit}".rstrip()
+            text = value if isinstance(value, str) else f"{value_text(value)} {unit}".rstrip()
             rows.append((str(name), text, meaning))
     return rows
 
@@ -163,7 +163,7 @@ def _attribute_rows(known: xr.DataArray) -> list[tuple[str, str]]:
                 (f"{name} tables", f"{', '.join(value)}; kept, and written with STAR files")
             )
         elif name != "provenance":
-            rows.append((name, f"{_value_text(value)} {unit_of(name)}".rstrip()))
+            rows.append((name, f"{value_text(value)} {unit_of(name)}".rstrip()))
     return rows
 
 
@@ -218,18 +218,13 @@ def _coordinate_rows(stack: xr.DataArray) -> list[tuple[str, str, str, str]]:
 def _range_text(values: Any) -> str:
     if values.dtype.kind in "iuf":
         low, high = values.min(), values.max()
-        return _value_text(low) if low == high else f"{_value_text(low)} to {_value_text(high)}"
+        return value_text(low) if low == high else f"{value_text(low)} to {value_text(high)}"
     different = np.unique(values.astype(str))
     return str(different[0]) if len(different) == 1 else f"{len(different):,} different"
 
 
-def _value_text(value: Any) -> str:
-    # Without the sign of -0.
-    return f"{value + 0.0:.6g}" if isinstance(value, float | np.floating) else str(value)
-
-
 def _step_row(step: Mapping[str, Any]) -> tuple[str, str]:
-    pairs = (f"{name}={_value_text(value)}" for name, value in step_parameters(step).items())
+    pairs = (f"{name}={text}" for name, text in step_parameters(step).items())
     return str(step["step"]), ", ".join(pairs)
 
 

@@ -267,13 +267,13 @@ def provenance_rows(attrs: dict[str, Any]) -> list[tuple[str, str]]:
     Examples
     --------
     >>> provenance_rows({"provenance": [{"step": "bm3d", "parameters": {"sigma": 1.0}}]})
-    [('bm3d', 'sigma = 1.0')]
+    [('bm3d', 'sigma = 1')]
     """
-    steps = attrs.get("provenance", ())
-    return [
-        (step["step"], ", ".join(f"{k} = {v}" for k, v in step_parameters(step).items()))
-        for step in steps
-    ]
+    rows = []
+    for step in attrs.get("provenance", ()):
+        pairs = (f"{name} = {text}" for name, text in step_parameters(step).items())
+        rows.append((step["step"], ", ".join(pairs)))
+    return rows
 
 
 def claim_folder(out: Path, maker: str, mark_text: str) -> None:

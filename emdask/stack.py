@@ -344,7 +344,7 @@ def add_provenance(
     return {**attrs, "provenance": history}
 
 
-def step_parameters(step: Mapping[str, Any]) -> dict[str, Any]:
+def step_parameters(step: Mapping[str, Any]) -> dict[str, str]:
     """Return the parameters of an entry of ``provenance``, to be read: None is left out.
 
     Of a model, only what the step's own parameters do not say is told.
@@ -353,13 +353,25 @@ def step_parameters(step: Mapping[str, Any]) -> dict[str, Any]:
     --------
     >>> parameters = {"strength": 1.0, "sigma": None, "model": {"strength": 1.0, "n_images": 9}}
     >>> step_parameters({"step": "ksvd", "parameters": parameters})
-    {'strength': 1.0, 'model.n_images': 9}
+    {'strength': '1', 'model.n_images': '9'}
     """
     given = {name: value for name, value in step["parameters"].items() if value is not None}
     own = {name: value for name, value in given.items() if not isinstance(value, Mapping)}
+    # What the method is called is what the step is called.
+    said = own | {"method": step["step"]}
     for name, inner in given.items():
         if isinstance(inner, Mapping):
-            # What the method is called is what the step is called.
-            said = own | {"method": step["step"]}
             own |= {f"{name}.{key}": v for key, v in inner.items() if said.get(key) != v}
-    return own
+    return {name: value_text(value) for name, value in own.items()}
+
+
+def value_text(value: Any) -> str:
+    """Write a parameter, numbers with six digits at most.
+
+    Examples
+    --------
+    >>> value_text(0.1 + 0.2), value_text(-0.0), value_text(5), value_text("auto")
+    ('0.3', '0', '5', 'auto')
+    """
+    # Without the sign of -0.
+    return f"{value + 0.0:.6g}" if isinstance(value, float | np.floating) else str(value)
