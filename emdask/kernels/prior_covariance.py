@@ -1,0 +1,292 @@
+"""Covariance of images in a steerable basis by empirical Bayes: for few images and much noise.
+
+Shrinking the eigenvalues of a sample covariance takes any direction to be as likely as any other.
+Images of particles are not so: density fluctuates within a soft support, its spectrum falls, and
+projections at all angles mix so many of its components that the covariance C of an angular order
+lies near what support and spectrum say. Three steps, from the sums of one pass alone:
+
+1.  **Prior.** P = sum over b, f of s(b, f) u uᵀ: stationary fields of frequencies f, seen through
+    discs of several radii b. The powers s >= 0 are few, shared by all orders, and fitted by maximum
+    likelihood (variance components; MM algorithm: Zhou, Hu, Zhou and Lange, "MM algorithms for
+    variance components models", J. Comput. Graph. Stat. 28 (2019) 350-361).
+2.  **Estimate.** C = P^½ (1 + D) P^½, where the entries of D have variance 1 / `STRENGTH` before
+    the images are seen. The best linear estimate of D (Bühlmann's credibility; Theil and
+    Goldberger's mixed estimation) is generalised least squares with a ridge: exact with a CTF for
+    each image, and solved by conjugate gradients whose condition the ridge bounds.
+3.  **Neighbours.** Covariances of neighbouring orders are alike at the radial nodes, because
+    projections of one volume share its components (Kam, J. Theor. Biol. 82 (1980) 15-39). So
+    their estimates make up most of the prior of a second estimate.
+
+Many images outweigh any prior: what remains is generalised least squares.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy import special
+
+from emdask.kernels.steerable import SteerableBasis
+
+__all__ = ["bayes_covariance", "fit_prior"]
+
+Doubles = npt.NDArray[np.float64]
+
+# As many samples as the prior counts for, where the signal stands above the noise.
+STRENGTH = 35.0
+# Radii of the discs, in parts of that of the basis, and the width of their soft edges in pixels.
+DISCS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+EDGE_PX = 2.0
+# One frequency in so many radial nodes: spectra of what is confined to the disc are no finer.
+NODE_STEP = 3
+PRIOR_STEPS = 30
+# Logarithm of the least power, in parts of the largest.
+LEAST_LOG = -28.0
+# Of the prior of the second estimate: weights of neighbours by distance, and of the first prior.
+NEIGHBOURS = {-2: 0.5, -1: 1.0, 1: 1.0, 2: 0.5}
+FIRST_PART = 0.3
+# Conjugate gradients: residual in parts of the right-hand side, and most steps.
+TOLERANCE = 1e-6
+MOST_STEPS = 200
+# The least noise, in parts of the mean power of a coefficient: matrices stay regular.
+LEAST_NOISE = 1e-9
+
+
+class _Order(NamedTuple):
+    """What the images tell of one angular order."""
+
+    sample: Doubles
+    noise: Doubles
+    radial: Doubles
+    pairs: Doubles
+    n_samples: int
+
+    def filter(self, covariance: Doubles) -> Doubles:
+        """Return mean(G C G) over the filters G of all images."""
+        between = (self.radial @ covariance @ self.radial.T) * self.pairs
+        return np.asarray(self.radial.T @ between @ self.radial)
+
+    def invert(self, covariance: Doubles) -> Doubles:
+        """Return the inverse of what is expected of the sample, given the covariance."""
+        return np.asarray(np.linalg.inv(self.filter(covariance) + self.noise), np.float64)
+
+
+def bayes_covariance(
+    samples: Sequence[Doubles],
+    power: Doubles,
+    power_pairs: Doubles,
+    n_images: int,
+    basis: SteerableBasis,
+    noise_variance: float,
+) -> list[Doubles]:
+    """Estimate the covariance of images without CTF and noise, for any number of them.
+
+    Parameters
+    ----------
+    samples
+        For each order, float64 (n_q, n_q): mean over images of the real part of t tᴴ, where t are
+        coefficients of images times their CTF, less their mean in order 0.
+    power : float64 array, shape (n_r,)
+        Mean of h, the squared CTF at the nodes of the basis.
+    power_pairs : float64 array, shape (n_r, n_r)
+        Mean of h hᵀ.
+    n_images
+        How many images; each is one sample of order 0, and two of any other.
+    basis
+        What they were expanded in.
+    noise_variance
+        Of a pixel, 0 or more.
+
+    Returns
+    -------
+    list of float64 arrays
+        For each order (n_q, n_q), symmetric, no eigenvalue below 0.
+
+    Examples
+    --------
+    >>> from emdask.kernels.steerable import steerable_basis
+    >>> basis = steerable_basis(16)
+    >>> ones = np.ones(len(basis.nodes))
+    >>> samples = [np.eye(radial.shape[1]) for radial in basis.radial]
+    >>> blocks = bayes_covariance(samples, ones, np.outer(ones, ones), 1000, basis, 1.0)
+    >>> float(np.abs(blocks[2]).max()) < 0.05
+    True
+    """
+    orders = _gather(samples, power, power_pairs, n_images, basis, noise_variance)
+    first = _expect(fit_prior(orders, basis), basis)
+    blocks = [_update(order, prior) for order, prior in zip(orders, first, strict=True)]
+    second = _mix(blocks, first, basis)
+    return [_update(order, prior) for order, prior in zip(orders, second, strict=True)]
+
+
+def _gather(
+    samples: Sequence[Doubles],
+    power: Doubles,
+    power_pairs: Doubles,
+    n_images: int,
+    basis: SteerableBasis,
+    noise_variance: float,
+) -> list[_Order]:
+    mean_power = sum(np.trace(own) for own in samples) / sum(len(own) for own in samples)
+    variance = max(noise_variance, LEAST_NOISE * float(mean_power), np.finfo(np.float64).tiny)
+    orders = []
+    for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
+        filters = radial.T @ (power[:, None] * radial)
+        noise = variance * (filters + LEAST_NOISE * np.trace(filters) * np.eye(len(filters)))
+        orders.append(_Order(sample, noise, radial, power_pairs, n_images * (1 if k == 0 else 2)))
+    return orders
+
+
+# --- The prior ------------------------------------------------------------------------------------
+
+
+def fit_prior(orders: Sequence[_Order], basis: SteerableBasis) -> Doubles:
+    """Return the power of each disc and frequency that is most likely, given all orders.
+
+    Parameters
+    ----------
+    orders
+        What the images tell of each order.
+    basis
+        What they were expanded in.
+
+    Returns
+    -------
+    float64 array, shape (n_discs * n_frequencies,)
+        0 or more, all frequencies of one disc after those of a smaller one.
+
+    Notes
+    -----
+    A step multiplies each power by found / expected: twice the MM step in its logarithm. At the
+    maximum the logarithms then contract, because sum_j s_j (u_iᵀ F⁻¹ u_j)² = u_iᵀ F⁻¹ (F - noise)
+    F⁻¹ u_i is less than what is expected, u_iᵀ F⁻¹ u_i. Nesterov's momentum saves three steps of
+    four.
+    """
+    components = _make_components(basis)
+    scale = np.mean([np.trace(own.noise) / len(own.noise) for own in orders])
+    logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
+    ahead, momentum = logs, 1.0
+    for _ in range(PRIOR_STEPS):
+        found, expected = _compare(orders, components, np.exp(ahead))
+        tiny = np.finfo(np.float64).tiny
+        ratio = np.log(np.maximum(found, tiny)) - np.log(np.maximum(expected, tiny))
+        step = np.maximum(ahead + ratio, ahead.max() + LEAST_LOG)
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = step + (momentum - 1) / following * (step - logs)
+        logs, momentum = step, following
+    return np.asarray(np.exp(logs))
+
+
+def _compare(
+    orders: Sequence[_Order], components: Sequence[Doubles], powers: Doubles
+) -> tuple[Doubles, Doubles]:
+    """Return what is found of each component, and what its power lets expect."""
+    found, expected = np.zeros_like(powers), np.zeros_like(powers)
+    for order, own in zip(orders, components, strict=True):
+        inverse = order.invert((own * powers) @ own.T)
+        seen = order.filter(inverse @ order.sample @ inverse)
+        found += order.n_samples * np.sum(own * (seen @ own), axis=0)
+        expected += order.n_samples * np.sum(own * (order.filter(inverse) @ own), axis=0)
+    return found, expected
+
+
+def _expect(powers: Doubles, basis: SteerableBasis) -> list[Doubles]:
+    return [(own * powers) @ own.T for own in _make_components(basis)]
+
+
+@functools.lru_cache(maxsize=4)
+def _make_components(basis: SteerableBasis) -> tuple[Doubles, ...]:
+    """Return of each order (n_q, n_discs * n_frequencies): u of unit power a pixel.
+
+    A field of one frequency is J_k(2 π f x) at the radius x; it is cut by a disc, and expanded.
+    """
+    at, weights = np.polynomial.legendre.leggauss(len(basis.nodes) - 1)
+    at, weights = (at + 1) / 2, weights / 2
+    radii, measure = at * basis.radius_px, weights * basis.radius_px
+    frequencies = at * basis.band
+    roots = np.sqrt(frequencies * weights * basis.band)
+    chosen = slice(NODE_STEP // 2, None, NODE_STEP)
+    edges = np.multiply.outer(DISCS, np.full(len(radii), basis.radius_px))
+    discs = np.clip((edges - radii) / EDGE_PX + 0.5, 0, 1)
+    components = []
+    for k, radial in enumerate(basis.radial):
+        waves = special.jv(k, 2 * np.pi * np.multiply.outer(frequencies, radii))
+        waves *= 2 * np.pi * roots[:, None] * np.sqrt(radii * measure)
+        inside = radial[:-1].T @ waves
+        fields = waves[chosen].T * math.sqrt(NODE_STEP)
+        components.append(np.concatenate([(inside * disc) @ fields for disc in discs], axis=1))
+    return tuple(components)
+
+
+def _mix(
+    blocks: Sequence[Doubles], first: Sequence[Doubles], basis: SteerableBasis
+) -> list[Doubles]:
+    """Return the means of neighbouring orders' blocks, with a part of the first prior.
+
+    Order 0 is no neighbour: its mean was taken out.
+    """
+    mixed = []
+    for k, prior in enumerate(first):
+        near = {k + j: weight for j, weight in NEIGHBOURS.items() if 0 < k + j < len(blocks)}
+        if near:
+            total = sum(near.values())
+            part = np.zeros_like(prior)
+            for j, weight in near.items():
+                across = basis.radial[k].T @ basis.radial[j]
+                part += weight / total * (across @ blocks[j] @ across.T)
+            prior = FIRST_PART * prior + (1 - FIRST_PART) * part
+        mixed.append(prior)
+    return mixed
+
+
+# --- The estimate ---------------------------------------------------------------------------------
+
+
+def _update(order: _Order, prior: Doubles) -> Doubles:
+    """Return the covariance C = P^½ (1 + D) P^½ of one order."""
+    values, vectors = np.linalg.eigh(prior)
+    kept = values > LEAST_NOISE * max(values[-1], np.finfo(np.float64).tiny)
+    if not kept.any():
+        return np.zeros_like(prior)
+    root = vectors[:, kept] * np.sqrt(values[kept])
+    inverse = order.invert(prior)
+    # In these coordinates filters alike in all images make the equations diagonal.
+    typical = order.radial.T @ (np.sqrt(np.diag(order.pairs))[:, None] * order.radial)
+    strengths, turn = np.linalg.eigh(root.T @ typical @ inverse @ typical @ root)
+    root = root @ turn
+    scaling = order.n_samples * np.multiply.outer(strengths, strengths) + STRENGTH
+
+    def apply(deviation: Doubles) -> Doubles:
+        told = inverse @ order.filter(root @ deviation @ root.T) @ inverse
+        told = root.T @ order.filter(told) @ root
+        return np.asarray(order.n_samples * told + STRENGTH * deviation)
+
+    told = order.filter(inverse @ order.sample @ inverse - inverse)
+    deviation = _solve(apply, order.n_samples * (root.T @ told @ root), scaling)
+    spread, vectors = np.linalg.eigh(np.eye(len(deviation)) + (deviation + deviation.T) / 2)
+    vectors = root @ vectors
+    return np.asarray((vectors * np.maximum(spread, 0)) @ vectors.T)
+
+
+def _solve(apply: Callable[[Doubles], Doubles], right: Doubles, scaling: Doubles) -> Doubles:
+    """Solve apply(D) = right by conjugate gradients, preconditioned by a scaling of entries."""
+    solution, residual = np.zeros_like(right), right.copy()
+    steered = residual / scaling
+    direction, size = steered, np.vdot(residual, steered)
+    small = TOLERANCE**2 * size
+    for _ in range(MOST_STEPS):
+        if size <= small:
+            break
+        image = apply(direction)
+        step = size / np.vdot(direction, image)
+        solution = solution + step * direction
+        residual = residual - step * image
+        steered = residual / scaling
+        size, previous = np.vdot(residual, steered), size
+        direction = steered + size / previous * direction
+    return solution
