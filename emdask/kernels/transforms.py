@@ -1,7 +1,7 @@
 """Fourier transforms of images, each by itself: its bits do not depend on those beside it.
 
-A library may round otherwise for another number of images. On the CPU each is transformed alone;
-on a card, where that would take longer than all at once, always as many are transformed together.
+A library may round otherwise for another number of images, so always as many are transformed
+together: a few on the CPU, as many as fill it on a card.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import numpy as np
 
 from emdask.backend import array_namespace, fourier_namespace
 from emdask.kernels import scales
+
+# Enough that calls cost little beside the work, and few enough for the caches.
+PIXELS_ON_CPU = 1 << 16
 
 __all__ = ["to_half_planes", "to_images"]
 
@@ -37,11 +40,7 @@ def to_half_planes(images: Any) -> Any:
     xp, fft = array_namespace(images), fourier_namespace(images)
     n, h, w = images.shape
     terms = xp.empty((n, h, w // 2 + 1), np.complex64)
-    if xp is np:
-        for image, own in zip(images, terms, strict=True):
-            own[:] = fft.rfft2(image.astype(np.float32, copy=False))
-        return terms
-    batch = xp.zeros((_images_at_once((h, w)), h, w), np.float32)
+    batch = xp.zeros((_images_at_once((h, w), xp), h, w), np.float32)
     for start in range(0, n, len(batch)):
         part = images[start : start + len(batch)]
         batch[: len(part)] = part
@@ -71,11 +70,7 @@ def to_images(terms: Any, shape: tuple[int, int]) -> Any:
     """
     xp, fft = array_namespace(terms), fourier_namespace(terms)
     images = xp.empty((len(terms), *shape), np.float32)
-    if xp is np:
-        for own, image in zip(terms, images, strict=True):
-            image[:] = fft.irfft2(own, s=shape)
-        return images
-    batch = xp.zeros((_images_at_once(shape), *terms.shape[1:]), np.complex64)
+    batch = xp.zeros((_images_at_once(shape, xp), *terms.shape[1:]), np.complex64)
     for start in range(0, len(terms), len(batch)):
         part = terms[start : start + len(batch)]
         batch[: len(part)] = part
@@ -83,5 +78,6 @@ def to_images(terms: Any, shape: tuple[int, int]) -> Any:
     return images
 
 
-def _images_at_once(shape: tuple[int, int]) -> int:
-    return max(1, scales.TRANSFORM_PIXELS // (shape[0] * shape[1]))
+def _images_at_once(shape: tuple[int, int], xp: Any) -> int:
+    pixels = PIXELS_ON_CPU if xp is np else scales.TRANSFORM_PIXELS
+    return max(1, pixels // (shape[0] * shape[1]))
