@@ -31,6 +31,9 @@ Array = npt.NDArray[Any]
 CORNER_PIXELS = 16
 # Of the variance that the noise is estimated to have: corners with less have been masked.
 LEAST_BACKGROUND = 0.5
+# Scatters of the noise by which a ring must be above it: to show a signal; and to say how strong a
+# signal may be. What a transfer function has all but wiped out would be divided by almost 0.
+SEEN, SURE = 2.0, 5.0
 
 
 class SpectrumSums(NamedTuple):
@@ -169,17 +172,22 @@ def learn_spectrum(sums: SpectrumSums) -> tuple[Array, Array, Array]:
     -----
     The least-squares solution of ``power = S |H|² + N`` over all frequencies of a ring in all
     images. N is the mean variance of the corners, unless that is more than the estimate that images
-    are scaled by, as beside other particles, or less than half of it, as outside of a mask.
+    are scaled by, as beside other particles, or less than half of it, as outside of a mask. Rings
+    that are not above the noise have no signal, and none has more than the strongest that surely
+    is.
     """
     noise = sums.background / max(sums.n_images, 1)
     noise = noise if LEAST_BACKGROUND < noise < 1 else 1.0
     n_terms = _sum_rings(np.ones(frequency_grid(sums.shape).shape), sums.shape)
-    there = n_terms > 0
-    frequency = _sum_rings(frequency_grid(sums.shape), sums.shape)[there] / n_terms[there]
-    above = np.maximum(sums.power - noise * sums.square, 0)[there]
-    fourth = sums.fourth[there]
-    signal = np.divide(above, fourth, out=np.zeros(len(above)), where=fourth > 0)
-    return frequency, signal, np.full(len(signal), noise)
+    there = np.flatnonzero(n_terms) if n_terms.any() else np.zeros(1, np.int64)
+    frequency = _sum_rings(frequency_grid(sums.shape), sums.shape) / np.maximum(n_terms, 1)
+    above, fourth = (sums.power - noise * sums.square)[there], sums.fourth[there]
+    signal = np.divide(above, fourth, out=np.zeros(len(there)), where=fourth > 0)
+    # Each term and its conjugate are one: the scatter of a sum of noise alone.
+    scatter = noise * np.sqrt(2 * fourth)
+    signal[above <= SEEN * scatter] = 0
+    most = signal.max(initial=0, where=above > SURE * scatter)
+    return frequency[there], np.minimum(signal, most), np.full(len(there), noise)
 
 
 def filter_images(
