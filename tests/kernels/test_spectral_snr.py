@@ -100,9 +100,8 @@ def test_a_known_spectrum_is_found(rng: np.random.Generator) -> None:
     frequency, signal, _ = learn_spectrum(sum_spectrum(images, 2.0, "auto", optics))
     inner = (frequency > 0.05) & (frequency < 0.25)
     np.testing.assert_allclose(signal[inner], power(frequency[inner]), rtol=0.12, atol=0.06)
-    np.testing.assert_allclose(
-        signal[frequency > 0.25], power(frequency)[frequency > 0.25], atol=0.1
-    )
+    fine = frequency > 0.25
+    np.testing.assert_allclose(signal[fine], power(frequency[fine]), atol=0.1)
 
 
 def test_where_only_noise_is_there_is_no_signal(rng: np.random.Generator) -> None:
@@ -111,9 +110,9 @@ def test_where_only_noise_is_there_is_no_signal(rng: np.random.Generator) -> Non
         signal = learn_spectrum(sum_spectrum(noise, 1.0, psf, None))[1]
         np.testing.assert_array_equal(signal, 0)
     broad = 3 * np.cos(2 * np.pi * np.arange(32) / 16)
-    signal = learn_spectrum(sum_spectrum(noise + broad, 1.0, 3.0, None))[1]
-    assert signal.argmax() == 2
-    assert np.isfinite(signal).all()
+    frequency, signal, _ = learn_spectrum(sum_spectrum(noise + broad, 1.0, 3.0, None))
+    assert frequency[signal.argmax()] == pytest.approx(1 / 16, abs=0.01)
+    assert np.count_nonzero(signal) == 1
 
 
 def test_the_filter_is_wieners(rng: np.random.Generator) -> None:
