@@ -556,13 +556,18 @@ def save_report(
         ("standard deviation of the residual", f"{deviation:.4g}"),
         (low_frequencies, f"{ratio:.3f}"),
     ]
+    learnt = [
+        section
+        for model in (plan.noise, plan.model)
+        if model is not None
+        for section in model_sections(model)
+    ]
     n, h, w = noisy.shape
     some = f" {len(before)}" if len(before) > 1 else ""
     part = "" if len(before) == n else f"; pictures and figures are of the first{some}"
-    steps = provenance_rows(denoised.attrs)
     write_report(
         page,
-        title=f"Denoised with {steps[-1][0]}",
+        title=f"Denoised with {plan.method}",
         text=f"{count_text(n)} of {w} x {h} pixels{part}.",
         headline=[
             (f"{seconds:.3g} s", "wall time"),
@@ -582,10 +587,10 @@ def save_report(
                     before, after, None, noisy.attrs.get("pixel_size_A"), blurred=blurred
                 ),
             ),
-            *([] if plan.model is None else model_sections(plan.model)),
+            *learnt,
             Section(
                 title="How it was made",
-                table=Table(header=("step", "parameters"), rows=steps),
+                table=Table(header=("step", "parameters"), rows=provenance_rows(denoised.attrs)),
                 text=environment_text(),
             ),
         ],

@@ -217,19 +217,19 @@ def atom_sheets(model: xr.Dataset) -> dict[str, Array]:
     return sheets
 
 
-def power_spectra(model: xr.Dataset) -> dict[str, Array]:
-    """Return what a model holds along its ``frequency``, by name.
+def power_spectra(model: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Return what a model holds along its ``frequency``, by its long name or else its own.
 
     Examples
     --------
     >>> model = xr.Dataset({"noise_power": ("frequency", [2.0, 1.0])}, {"frequency": [0.1, 0.2]})
-    >>> power_spectra(model)
-    {'noise power': array([2., 1.])}
+    >>> list(power_spectra(model))
+    ['noise power']
     """
     if "frequency" not in model.coords:
         return {}
     return {
-        str(name).replace("_", " "): variable.values
+        str(variable.attrs.get("long_name", name)).replace("_", " "): variable
         for name, variable in model.data_vars.items()
         if variable.dims == model["frequency"].dims
     }
@@ -258,10 +258,11 @@ def draw_power_spectra(model: xr.Dataset) -> Figure:
     axes = figure.add_subplot()
     styles = line_styles(curves)
     for label, power in curves.items():
-        shown = np.where(power > 0, power, np.nan)
+        shown = power.where(power > 0).values
         axes.semilogy(model["frequency"].values, shown, label=label, **styles[label])
     axes.set_xlabel("frequency (cycles/px)")
-    axes.set_ylabel("power")
+    units = {str(power.attrs.get("units", "")) for power in curves.values()} - {""}
+    axes.set_ylabel(f"power ({', '.join(sorted(units))})" if units else "power")
     _name_decades(axes)
     axes.margins(x=0)
     axes.grid(alpha=0.25, lw=0.6)

@@ -217,7 +217,7 @@ def _sum(
 
 def _finish(sums: NoiseSums, params: NoiseParams) -> xr.Dataset:
     frequency, power = noise_spectrum(sums)
-    noise = {"long_name": "power of the noise; white: its variance", "units": "grey levels²"}
+    noise = {"long_name": "power of the noise", "units": "grey levels²"}
     place = {"long_name": "spatial frequency", "units": "cycles/px"}
     coords = {"frequency": ("frequency", frequency, place)}
     return xr.Dataset({"power": ("frequency", power, noise)}, coords)

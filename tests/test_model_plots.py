@@ -118,6 +118,11 @@ def test_spectra_are_drawn_where_they_have_power():
     assert axes.get_xlabel() == "frequency (cycles/px)"
     assert axes.get_yscale() == "log"
     assert power_spectra(covariance_model()) == {}
+    model = power_model()
+    model["noise_power"].attrs |= {"long_name": "power of the noise", "units": "grey levels²"}
+    assert list(power_spectra(model)) == ["signal power", "power of the noise"]
+    assert draw_power_spectra(model).axes[0].get_ylabel() == "power (grey levels²)"
+    assert axes.get_ylabel() == "power"
 
 
 def test_numbers_of_a_narrow_axis_are_plain():
