@@ -18,6 +18,7 @@ from emdask.options import add_method_options, repeat_options, split_words, with
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+RESUMABLE = ("denoise", "phase-flip", "convert", "simulate")
 DENOISERS, RECONSTRUCTORS = "emdask.denoisers", "emdask.reconstructors"
 DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR = "bm3d", "direct_fourier"
 
@@ -73,7 +74,7 @@ def resume_hint(arguments: list[str]) -> str:
     >>> resume_hint(["denoise", "a.mrcs", "b.zarr", "--overwrite"])
     'Go on with: emdask denoise a.mrcs b.zarr --resume'
     """
-    if not arguments or arguments[0] not in ("denoise", "convert", "simulate"):
+    if not arguments or arguments[0] not in RESUMABLE:
         return ""
     kept = [word for word in arguments if word not in ("--overwrite", "--resume")]
     return f"Go on with: {shlex.join(['emdask', *kept, '--resume'])}"
@@ -258,6 +259,44 @@ def convert(
         project_folder=project_folder,
     )
     convert_files(source, out, dtype=dtype, resume=resume, overwrite=overwrite)
+
+
+@app.command()
+def phase_flip(
+    inputs: Inputs,
+    out: Output,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+) -> None:
+    """Multiply images by the sign of their CTF, and flag them as RELION does."""
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
+    from emdask.phase_flip_command import phase_flip_files
+
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    phase_flip_files(
+        source,
+        out,
+        device=device,
+        bad_pixels=bad_pixels,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        resume=resume,
+        overwrite=overwrite,
+    )
 
 
 def denoise(

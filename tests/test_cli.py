@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from emdask.backend import why_no_cuda
 from emdask.cli import app, error_text, resume_hint
 from emdask.commands import blur_denoised
+from emdask.ctf_correctors import phase_flip
 from emdask.denoisers.bm3d import METHOD
 from emdask.errors import EmdaskError
 from emdask.io import open_stack, save_model, save_stack
@@ -152,6 +153,7 @@ def test_help_imports_nothing_heavy():
         "info",
         "convert",
         "denoise",
+        "phase-flip",
         "simulate",
         "reconstruct",
         "methods",
@@ -380,6 +382,21 @@ def test_convert_to_another_type(stack_path):
     assert half.dtype == np.float16
     np.testing.assert_array_equal(half.values, open_stack(stack_path).values.astype("f2"))
     assert_refused(call("convert", stack_path, target, "--dtype", "complex64", "--overwrite"))
+
+
+def test_phase_flip_from_files_to_files(stack_path):
+    target = stack_path.parent / "flipped.star"
+    code, out, err = call("phase-flip", stack_path, target, "--workers", "1")
+    assert (code, err) == (0, "")
+    assert out.startswith("12 images, phases flipped (")
+    before, after = open_stack(stack_path), open_stack(target)
+    np.testing.assert_array_equal(after.values, phase_flip(before).values)
+    assert optics_of(after).phase_flipped
+    assert "phase_flip" in call("info", target)[1]
+    assert_refused(call("phase-flip", target, "again.zarr"), "must be as recorded")
+    pixels = stack_path.parent / "pixels.zarr"
+    save_stack(before.drop_vars("defocus_u_A"), pixels)
+    assert_refused(call("phase-flip", pixels, "again.zarr"), "phase_flip: needs a stack with")
 
 
 def test_existing_output_is_left_as_it_is(stack_path):
