@@ -100,7 +100,7 @@ def show_model(path: str, report: Path | None = None) -> None:
         EIGENVALUES,
         edge_text,
         eigenimage_rows,
-        holds,
+        holds_variances,
         variable_rows,
         write_model,
     )
@@ -111,10 +111,10 @@ def show_model(path: str, report: Path | None = None) -> None:
     say_table((), rows)
     say()
     say_table(*variable_rows(model))
-    if holds(model, EIGENIMAGES):
+    if holds_variances(model, EIGENIMAGES):
         say()
         say_table(*eigenimage_rows(model, EIGENIMAGES_SAID))
-    if holds(model, EIGENVALUES):
+    if holds_variances(model, EIGENVALUES):
         say()
         say(f"{edge_text(model)}.")
     if report is not None:

@@ -45,6 +45,19 @@ def holds(model: xr.Dataset, variables: Dims) -> bool:
     return all(name in model and model[name].dims == dims for name, dims in variables.items())
 
 
+def holds_variances(model: xr.Dataset, variables: Dims) -> bool:
+    """Whether a model has these variables, and a noise whose variance is their unit.
+
+    Examples
+    --------
+    >>> parts = {"spectrum": (("order_k", "radial"), [[8.0]]), "noise_edge": ("order_k", [4.0])}
+    >>> models = [xr.Dataset(parts, attrs={"noise_variance": value}) for value in (2.0, 0.0)]
+    >>> [holds_variances(model, EIGENVALUES) for model in models]
+    [True, False]
+    """
+    return holds(model, variables) and float(model.attrs.get("noise_variance", 0)) > 0
+
+
 # --- Rows -----------------------------------------------------------------------------------------
 
 
@@ -107,7 +120,7 @@ def eigenimage_rows(model: xr.Dataset, n_images: int) -> tuple[tuple[str, ...], 
     Parameters
     ----------
     model
-        That `holds` `EIGENIMAGES`.
+        With `EIGENIMAGES` in units of its noise: `holds_variances`.
     n_images
         Most rows.
 
@@ -268,8 +281,8 @@ def _power_section(model: xr.Dataset) -> Section:
 
 # What is to be there, and what shows it.
 VIEWS: Sequence[tuple[Callable[[xr.Dataset], bool], Callable[[xr.Dataset], Section]]] = (
-    (lambda model: holds(model, EIGENIMAGES), _eigenimage_section),
-    (lambda model: holds(model, EIGENVALUES), _eigenvalue_section),
+    (lambda model: holds_variances(model, EIGENIMAGES), _eigenimage_section),
+    (lambda model: holds_variances(model, EIGENVALUES), _eigenvalue_section),
     (lambda model: holds(model, ATOMS), _atom_section),
     (lambda model: bool(power_spectra(model)), _power_section),
 )

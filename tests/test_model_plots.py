@@ -60,6 +60,12 @@ def test_eigenvalues_of_nothing_but_rounding_do_not_press_the_others_together():
     assert right.get_ylim()[0] == pytest.approx(0.01)
 
 
+def test_eigenvalues_that_are_nothing_can_be_drawn():
+    model = covariance_model()
+    model["spectrum"] = 0 * model["spectrum"]
+    assert ">noise edge<" in svg_text(draw_eigenvalues(model))
+
+
 def test_a_picture_of_thousands_of_eigenvalues_is_small():
     rng = np.random.default_rng(0)
     spectrum = rng.uniform(0.5, 1.5, (150, 60))

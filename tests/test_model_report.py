@@ -46,6 +46,7 @@ def write(tmp_path, model: xr.Dataset) -> str:
         (power_model(), ["power spectra"]),
         (covariance_model().drop_vars("noise_edge"), ["mean and eigenimages"]),
         (covariance_model().drop_vars("order"), ["eigenvalues"]),
+        (covariance_model().assign_attrs(noise_variance=0.0), []),
         (dictionary_model().isel(scale=0), []),
         (xr.Dataset(), []),
     ],
