@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from emdask.checks import require, sentence, suggest
@@ -169,7 +169,6 @@ def noise_parameter() -> Any:
     return parameter("auto", meaning, "grey levels")
 
 
-@cache
 def list_methods(family: str) -> tuple[str, ...]:
     """Return the names of the methods of a family; imports none of them.
 
@@ -188,9 +187,15 @@ def list_methods(family: str) -> tuple[str, ...]:
     >>> "bm3d" in list_methods("emdask.denoisers")
     True
     """
+    return tuple(sorted(find_homes(family)))
+
+
+@cache
+def find_homes(family: str) -> Mapping[str, EntryPoint | None]:
+    """Find where the methods of a family are: at an entry point, or in files of ours (None)."""
     package = importlib.import_module(family)
-    files = {m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")}
-    return tuple(sorted(files | {point.name for point in entry_points(group=family)}))
+    files = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    return dict.fromkeys(files) | {point.name: point for point in entry_points(group=family)}
 
 
 def find_method(family: str, name: str) -> Any:
@@ -215,7 +220,7 @@ def find_method(family: str, name: str) -> Any:
         what = family.rpartition(".")[2]
         remedy = suggest(name, list_methods(family))
         raise UnknownMethodError(sentence(what, "no method of this name", name, remedy))
-    for point in entry_points(group=family, name=name):
+    if (point := find_homes(family)[name]) is not None:
         return point.load()
     return importlib.import_module(f"{family}.{name}").METHOD
 

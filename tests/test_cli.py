@@ -24,7 +24,7 @@ from emdask.ctf_correctors import phase_flip
 from emdask.denoisers.bm3d import METHOD
 from emdask.errors import EmdaskError
 from emdask.io import open_stack, save_model, save_stack
-from emdask.method import list_methods
+from emdask.method import find_homes
 from emdask.options import parse_value
 from emdask.simulators.demo_images import demo_particles
 from emdask.stack import optics_of
@@ -80,9 +80,9 @@ def plugin_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plugin(plugin_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The method ``halve`` in this process."""
     monkeypatch.syspath_prepend(str(plugin_folder))
-    list_methods.cache_clear()
+    find_homes.cache_clear()
     yield
-    list_methods.cache_clear()
+    find_homes.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,15 @@ import emdask
 import emdask.method
 from emdask.denoisers import FAMILY
 from emdask.errors import ParameterError, StackError, UnknownMethodError
-from emdask.method import Learn, Method, find_method, list_methods, parameter, resolve_method
+from emdask.method import (
+    Learn,
+    Method,
+    find_homes,
+    find_method,
+    list_methods,
+    parameter,
+    resolve_method,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +79,13 @@ def test_another_package_adds_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
         return points.select(name=name) if name else points
 
     monkeypatch.setattr(emdask.method, "entry_points", installed)
-    list_methods.cache_clear()
+    find_homes.cache_clear()
     try:
         assert "shift" in list_methods(FAMILY)
         assert find_method(FAMILY, "shift").params.__name__ == "Shift"
         assert emdask.denoise(np.zeros((4, 4)), "shift", by=4.0).compute()[0, 0] == 4.0
     finally:
-        list_methods.cache_clear()
+        find_homes.cache_clear()
 
 
 def test_parameters_come_by_name() -> None:
