@@ -11,25 +11,31 @@ G C G needs but one matrix, the sum of h hᵀ, however many CTFs there are.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace, to_host
-from emdask.kernels.shrinkage import SHRINKERS
+from emdask.kernels.prior_covariance import bayes_covariance
+from emdask.kernels.shrinkage import shrink_frobenius, shrink_operator, subtract_noise
 from emdask.kernels.steerable import SteerableBasis
 
 __all__ = [
+    "ESTIMATORS",
     "CoefficientSums",
     "Covariance",
     "Spectrum",
     "add_sums",
     "estimate_covariance",
+    "shrink_covariance",
     "sum_coefficients",
 ]
 
 Doubles = npt.NDArray[np.float64]
+Shrinker = Callable[[Doubles, float, float], Doubles]
 
 # Of the conjugate gradients: least residual, in parts of the right-hand side, and most steps.
 TOLERANCE = 1e-6
@@ -78,8 +84,8 @@ class Spectrum(NamedTuple):
         The largest one that noise alone would give.
     """
 
-    sample: Doubles
-    signal: Doubles
+    sample: npt.NDArray[np.floating[Any]]
+    signal: npt.NDArray[np.floating[Any]]
     noise_edge: float
 
 
@@ -165,12 +171,25 @@ def add_sums(one: CoefficientSums, other: CoefficientSums) -> CoefficientSums:
 
 
 def _lower(matrix: Any) -> Any:
-    return matrix[np.tril_indices(len(matrix))]
+    return matrix[_lower_half(len(matrix))]
+
+
+@functools.lru_cache(maxsize=256)
+def _lower_half(size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    return np.tril_indices(size)
+
+
+def _unpack(products: Doubles, basis: SteerableBasis) -> list[Doubles]:
+    """Return the matrix of each order."""
+    sizes = [radial.shape[1] for radial in basis.radial]
+    ends = np.cumsum([size * (size + 1) // 2 for size in sizes])
+    lowers = np.split(products, ends[:-1])
+    return [_symmetric(lower, size) for lower, size in zip(lowers, sizes, strict=True)]
 
 
 def _symmetric(lower: Doubles, size: int) -> Doubles:
     matrix = np.empty((size, size))
-    rows, columns = np.tril_indices(size)
+    rows, columns = _lower_half(size)
     matrix[rows, columns] = matrix[columns, rows] = lower
     return matrix
 
@@ -182,13 +201,12 @@ def estimate_covariance(
     sums: CoefficientSums,
     basis: SteerableBasis,
     noise_variance: float,
-    shrinkage: str = "frobenius",
+    shrinkage: str = "bayes",
 ) -> Covariance:
     """Estimate the mean and the covariance of images without CTF and noise.
 
-    The sample covariance is brought to white noise by the mean filter, its eigenvalues are shrunk
-    (`emdask.kernels.shrinkage`; n images are n samples of order 0, and 2 n of any other, whose
-    real and imaginary parts are alike), and least squares is solved by conjugate gradients.
+    Of n images there are n samples of order 0 and 2 n of any other, whose real and imaginary parts
+    are alike.
 
     Parameters
     ----------
@@ -199,7 +217,8 @@ def estimate_covariance(
     noise_variance
         Of a pixel, 0 or more.
     shrinkage
-        A name in `emdask.kernels.shrinkage.SHRINKERS`.
+        A name in `ESTIMATORS`: "bayes" (`emdask.kernels.prior_covariance`); "frobenius" or
+        "operator", the norm of the error of which is least; or "none".
 
     Returns
     -------
@@ -213,36 +232,86 @@ def estimate_covariance(
     >>> noise = (rng.normal(size=(500, 56)) + 1j * rng.normal(size=(500, 56))) / np.sqrt(2)
     >>> power = np.ones((1, len(basis.nodes)))
     >>> sums = sum_coefficients(noise, basis, power, np.zeros(500, int))
-    >>> float(estimate_covariance(sums, basis, 1.0).blocks[3].max())
+    >>> float(estimate_covariance(sums, basis, 1.0, "frobenius").blocks[3].max())
     0.0
     """
     n = sums.n_images
-    pairs = _symmetric(sums.power_products / n, len(sums.power))
-    mean = _estimate_mean(sums, basis.radial[0])
-    blocks, spectra, start = [], [], 0
-    for k, radial in enumerate(basis.radial):
-        size = radial.shape[1]
-        end = start + size * (size + 1) // 2
-        sample = _symmetric(sums.products[start:end] / n, size)
-        if k == 0:
-            sample = _centre(sample, mean, radial, sums.first_by_power / n, pairs)
-        whiten, colour = _whitening(radial.T @ (sums.power[:, None] / n * radial))
-        values, vectors = np.linalg.eigh(whiten @ sample @ whiten)
-        ratio = size / (n if k == 0 else 2 * n)
-        signal = SHRINKERS[shrinkage](values, noise_variance, ratio)
-        vectors = colour @ vectors
-        block = _solve(radial, pairs, (vectors * signal) @ vectors.T, whiten @ whiten)
-        blocks.append(_positive(block))
-        edge = noise_variance * (1 + np.sqrt(ratio)) ** 2
-        spectra.append(Spectrum(values[::-1], signal[::-1], float(edge)))
-        start = end
+    power, pairs = sums.power / n, _symmetric(sums.power_products / n, len(sums.power))
+    mean = _estimate_mean(sums.first / n, power, basis.radial[0])
+    samples = _unpack(sums.products / n, basis)
+    samples[0] = _centre(samples[0], mean, basis.radial[0], sums.first_by_power / n, pairs)
+    blocks = ESTIMATORS[shrinkage](samples, power, pairs, n, basis, noise_variance)
+    spectra = []
+    for k, (sample, block) in enumerate(zip(samples, blocks, strict=True)):
+        whiten, colour = _whitening(basis.radial[k], power)
+        edge = noise_variance * (1 + np.sqrt(_ratio(sample, k, n))) ** 2
+        values = np.linalg.eigvalsh(whiten @ sample @ whiten)[::-1]
+        signal = np.linalg.eigvalsh(colour @ block @ colour)[::-1]
+        spectra.append(Spectrum(values, np.maximum(signal, 0.0), float(edge)))
     return Covariance(mean, tuple(blocks), tuple(spectra))
 
 
-def _estimate_mean(sums: CoefficientSums, radial: Doubles) -> Doubles:
+def shrink_covariance(
+    samples: Sequence[Doubles],
+    power: Doubles,
+    pairs: Doubles,
+    n_images: int,
+    basis: SteerableBasis,
+    noise_variance: float,
+    shrink: Shrinker,
+) -> list[Doubles]:
+    """Shrink eigenvalues where the noise is white, and solve the equation of least squares.
+
+    Parameters
+    ----------
+    samples
+        For each order, float64 (n_q, n_q): mean over images of the real part of t t^H, less what
+        the mean of order 0 is.
+    power : float64 array, shape (n_r,)
+        Mean of h, the squared CTF at the nodes of the basis.
+    pairs : float64 array, shape (n_r, n_r)
+        Mean of h hᵀ.
+    n_images
+        How many.
+    basis
+        What they were expanded in.
+    noise_variance
+        Of a pixel, 0 or more.
+    shrink
+        One of `emdask.kernels.shrinkage`.
+
+    Returns
+    -------
+    list of float64 arrays
+        For each order (n_q, n_q), symmetric, no eigenvalue below 0.
+    """
+    blocks = []
+    for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
+        whiten, colour = _whitening(radial, power)
+        values, vectors = np.linalg.eigh(whiten @ sample @ whiten)
+        signal = shrink(values, noise_variance, _ratio(sample, k, n_images))
+        vectors = colour @ vectors
+        right = (vectors * signal) @ vectors.T
+        blocks.append(_positive(_solve(radial, pairs, right, whiten @ whiten)))
+    return blocks
+
+
+ESTIMATORS: Mapping[str, Callable[..., list[Doubles]]] = {
+    "bayes": bayes_covariance,
+    "frobenius": functools.partial(shrink_covariance, shrink=shrink_frobenius),
+    "operator": functools.partial(shrink_covariance, shrink=shrink_operator),
+    "none": functools.partial(shrink_covariance, shrink=subtract_noise),
+}
+
+
+def _ratio(sample: Doubles, order: int, n_images: int) -> float:
+    return len(sample) / (2 * n_images if order else n_images)
+
+
+def _estimate_mean(first: Doubles, power: Doubles, radial: Doubles) -> Doubles:
     """Solve sum G mean = sum t, of least squares weighted by the noise of each coefficient."""
-    whiten, _ = _whitening(radial.T @ (sums.power[:, None] / sums.n_images * radial))
-    return whiten @ (whiten @ (sums.first / sums.n_images))
+    whiten, _ = _whitening(radial, power)
+    return whiten @ (whiten @ first)
 
 
 def _centre(
@@ -259,9 +328,9 @@ def _centre(
     )
 
 
-def _whitening(filters: Doubles) -> tuple[Doubles, Doubles]:
-    """Return the symmetric inverse root and root of a filter matrix."""
-    values, vectors = np.linalg.eigh(filters)
+def _whitening(radial: Doubles, power: Doubles) -> tuple[Doubles, Doubles]:
+    """Return the symmetric inverse root and root of the mean filter matrix."""
+    values, vectors = np.linalg.eigh(radial.T @ (power[:, None] * radial))
     least = max(LEAST_FILTER * values.max(initial=0.0), np.finfo(np.float64).tiny)
     roots = np.sqrt(np.maximum(values, least))
     return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T

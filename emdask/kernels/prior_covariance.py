@@ -55,21 +55,27 @@ TOLERANCE = 1e-6
 MOST_STEPS = 200
 # The least noise, in parts of the mean power of a coefficient: matrices stay regular.
 LEAST_NOISE = 1e-9
+# The least eigenvalue of the mean of h hᵀ that counts, in parts of the largest.
+LEAST_PART = 1e-9
 
 
 class _Order(NamedTuple):
-    """What the images tell of one angular order."""
+    """What the images tell of one angular order.
+
+    The mean over images of products of two filters is a sum of few: of the eigenvectors of h hᵀ.
+    """
 
     sample: Doubles
     noise: Doubles
-    radial: Doubles
-    pairs: Doubles
+    filters: Doubles
     n_samples: int
 
     def filter(self, covariance: Doubles) -> Doubles:
         """Return mean(G C G) over the filters G of all images."""
-        between = (self.radial @ covariance @ self.radial.T) * self.pairs
-        return np.asarray(self.radial.T @ between @ self.radial)
+        size = len(covariance)
+        left = (self.filters.reshape(-1, size) @ covariance).reshape(-1, size, size)
+        left = np.ascontiguousarray(left.transpose(1, 0, 2)).reshape(size, -1)
+        return np.asarray(left @ self.filters.reshape(-1, size))
 
     def invert(self, covariance: Doubles) -> Doubles:
         """Return the inverse of what is expected of the sample, given the covariance."""
@@ -133,12 +139,16 @@ def _gather(
     noise_variance: float,
 ) -> list[_Order]:
     mean_power = sum(np.trace(own) for own in samples) / sum(len(own) for own in samples)
-    variance = max(noise_variance, LEAST_NOISE * float(mean_power), np.finfo(np.float64).tiny)
+    variance = max(noise_variance, LEAST_NOISE * float(mean_power))
+    values, vectors = np.linalg.eigh(power_pairs)
+    parts = (vectors * np.sqrt(np.maximum(values, 0)))[:, values > LEAST_PART * values[-1]]
     orders = []
     for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
-        filters = radial.T @ (power[:, None] * radial)
-        noise = variance * (filters + LEAST_NOISE * np.trace(filters) * np.eye(len(filters)))
-        orders.append(_Order(sample, noise, radial, power_pairs, n_images * (1 if k == 0 else 2)))
+        noise = radial.T @ (power[:, None] * radial)
+        noise += LEAST_NOISE * np.trace(noise) * np.eye(len(noise))
+        filters = np.stack([radial.T @ (part[:, None] * radial) for part in parts.T])
+        n_samples = n_images * (1 if k == 0 else 2)
+        orders.append(_Order(sample, variance * noise, filters, n_samples))
     return orders
 
 
@@ -256,7 +266,7 @@ def _update(order: _Order, prior: Doubles) -> Doubles:
     root = vectors[:, kept] * np.sqrt(values[kept])
     inverse = order.invert(prior)
     # In these coordinates filters alike in all images make the equations diagonal.
-    typical = order.radial.T @ (np.sqrt(np.diag(order.pairs))[:, None] * order.radial)
+    typical = order.filters[-1]
     strengths, turn = np.linalg.eigh(root.T @ typical @ inverse @ typical @ root)
     root = root @ turn
     scaling = order.n_samples * np.multiply.outer(strengths, strengths) + STRENGTH

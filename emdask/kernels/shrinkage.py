@@ -7,12 +7,10 @@ eigenvalues up to (1 + sqrt(p / n))², and a signal's eigenvectors come out turn
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SHRINKERS", "shrink_frobenius", "shrink_operator", "subtract_noise"]
+__all__ = ["shrink_frobenius", "shrink_operator", "subtract_noise"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -99,13 +97,6 @@ def subtract_noise(values: Doubles, noise_variance: float, ratio: float) -> Doub
     array([0., 9.])
     """
     return np.maximum(values - noise_variance, 0.0)
-
-
-SHRINKERS: Mapping[str, Callable[[Doubles, float, float], Doubles]] = {
-    "frobenius": shrink_frobenius,
-    "operator": shrink_operator,
-    "none": subtract_noise,
-}
 
 
 def _true_excess(values: Doubles, noise_variance: float, ratio: float) -> Doubles:

@@ -1,9 +1,12 @@
 """Wiener filter of images in a steerable basis, each with its own CTF.
 
 Of premultiplied coefficients t = G x + noise of covariance ``variance * G``, where x has some mean
-and a covariance C = F Fᵀ, the estimate of least mean squared error is
+and a covariance ``variance * F Fᵀ``, the estimate of least mean squared error is
 
-    mean + F (variance + Fᵀ G F)⁻¹ Fᵀ (t - G mean).
+    mean + F (1 + Fᵀ G F)⁻¹ Fᵀ (t - G mean).
+
+G is a diagonal h between radial nodes, G = Rᵀ h R: the matrices Fᵀ G F of all CTFs are one product,
+of the pairs of columns of R F with the columns h. An image's bits do not depend on those beside it.
 """
 
 from __future__ import annotations
@@ -15,43 +18,18 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace
+from emdask.kernels.row_products import multiply_rows, pack_matrix
 from emdask.kernels.steerable import SteerableBasis
 
-__all__ = ["factor_covariance", "filter_coefficients"]
+__all__ = ["filter_coefficients"]
 
 Doubles = npt.NDArray[np.float64]
 
-# A library may round otherwise for another number of images, so always as many are filtered.
-IMAGES_AT_ONCE = 64
-# Below this part of the strongest component noise is taken to be this much, and components to be 0.
-LEAST = 1e-7
-
-
-def factor_covariance(blocks: Sequence[Doubles]) -> tuple[Doubles, ...]:
-    """Return F of each order's covariance C = F Fᵀ, without the columns that are nothing.
-
-    Parameters
-    ----------
-    blocks
-        For each order, float64 (n_q, n_q), symmetric.
-
-    Returns
-    -------
-    tuple of float64 arrays, shape (n_q, rank)
-
-    Examples
-    --------
-    >>> factor_covariance([np.diag([4.0, 0.0])])
-    (array([[2.],
-           [0.]]),)
-    """
-    pairs = [np.linalg.eigh(block) for block in blocks]
-    largest = max((values.max(initial=0.0) for values, _ in pairs), default=0.0)
-    factors = []
-    for values, vectors in pairs:
-        kept = values > LEAST * largest
-        factors.append(vectors[:, kept] * np.sqrt(values[kept]))
-    return tuple(factors)
+# Noise is at least this part of the strongest component: single precision tells no less.
+LEAST_NOISE = 1e-6
+# Components of less than this part of the noise are left out: each adds at most its square to the
+# error, in the noise's units, and time grows with the third power of their number.
+LEAST_COMPONENT = 1e-2
 
 
 def filter_coefficients(
@@ -66,8 +44,6 @@ def filter_coefficients(
 ) -> Any:
     """Estimate the coefficients of images without CTF and noise.
 
-    The result for an image does not depend on those beside it.
-
     Parameters
     ----------
     coefs : complex64 array, shape (n, n_coefs)
@@ -81,7 +57,8 @@ def filter_coefficients(
     mean : float64 array, shape (n_q0,)
         Of the coefficients of order 0.
     factors
-        For each order, float64 (n_q, rank), as of `factor_covariance`.
+        For each order, a float64 matrix (n_q, rank) of orthogonal columns, whose product with its
+        transpose is the covariance.
     noise_variance
         Of a pixel, 0 or more.
 
@@ -93,58 +70,71 @@ def filter_coefficients(
     --------
     >>> from emdask.kernels.steerable import steerable_basis
     >>> basis = steerable_basis(16)
-    >>> model = {
-    ...     "mean": np.zeros(basis.radial[0].shape[1]),
-    ...     "factors": [np.eye(radial.shape[1]) for radial in basis.radial],
-    ... }
     >>> coefs, power = np.ones((1, 56), np.complex64), np.ones((1, len(basis.nodes)))
-    >>> same = np.zeros(1, int)
-    >>> clean = filter_coefficients(coefs, basis, power, same, **model, noise_variance=1.0)
+    >>> mean = np.zeros(basis.radial[0].shape[1])
+    >>> factors = [np.eye(radial.shape[1]) for radial in basis.radial]
+    >>> model = {"mean": mean, "factors": factors, "noise_variance": 1.0}
+    >>> clean = filter_coefficients(coefs, basis, power, np.zeros(1, int), **model)
     >>> clean[0, basis.slices[1]][0].round(3)
     np.complex64(0.5+0j)
     """
     xp = array_namespace(coefs)
-    largest = max((float(np.square(own).sum(axis=0).max(initial=0)) for own in factors), default=0)
-    noise = max(noise_variance, LEAST * largest)
-    rows, own_rows = xp.asarray(power), xp.asarray(which)
-    filtered = xp.zeros_like(coefs)
-    for k, (own, radial, factor) in enumerate(
-        zip(basis.slices, basis.radial, factors, strict=True)
-    ):
-        radial, factor = xp.asarray(radial), xp.asarray(factor)
-        part = coefs[:, own].astype(np.complex128)
+    filtered = xp.zeros(coefs.shape, np.complex64)
+    own = xp.asarray(which)
+    for k, factor in enumerate(_scale_factors(factors, noise_variance)):
+        place, radial = basis.slices[k], basis.radial[k]
+        part = coefs[:, place]
         if k == 0:
-            seen = _in_batches(rows * (radial @ xp.asarray(mean)), radial)
-            part -= seen[own_rows]
+            seen = multiply_rows(_to(xp, power * (radial @ mean)), pack_matrix(radial, xp))
+            part = part.real - seen[own]
+            filtered[:, place] += xp.asarray(mean.astype(np.float32))
         if factor.shape[1]:
-            gains = _make_gains(rows, radial @ factor, noise)
-            parts = xp.stack([part.real, part.imag], axis=1)
-            weights = _in_batches(parts.reshape(-1, part.shape[1]), factor)
-            weights = weights.reshape(len(coefs), 2, -1)
-            weights = xp.matmul(weights, gains[own_rows])
-            parts = _in_batches(weights.reshape(-1, factor.shape[1]), factor.T)
-            parts = parts.reshape(len(coefs), 2, -1)
-            filtered[:, own] = parts[:, 0] + 1j * parts[:, 1]
-        if k == 0:
-            filtered[:, own] += xp.asarray(mean)
+            estimate = _estimate(xp.stack([part.real, part.imag], 1), factor, radial, power, own)
+            filtered[:, place] += estimate[:, 0] + 1j * estimate[:, 1]
     return filtered
 
 
-def _make_gains(power: Any, sampled: Any, noise: float) -> Any:
-    """Return (noise + Fᵀ G F)⁻¹ of each squared CTF, (m, rank, rank)."""
-    xp = array_namespace(power)
-    rank = sampled.shape[1]
-    pairs = (sampled[:, :, None] * sampled[:, None, :]).reshape(len(sampled), -1)
-    return xp.linalg.inv(_in_batches(power, pairs).reshape(-1, rank, rank) + noise * xp.eye(rank))
+def _scale_factors(factors: Sequence[Doubles], noise_variance: float) -> list[Doubles]:
+    """Return the factors of the covariance in units of the noise, without what is nothing in it."""
+    variances = [np.square(factor).sum(axis=0) for factor in factors]
+    largest = max((own.max(initial=0) for own in variances), default=0)
+    noise = max(noise_variance, LEAST_NOISE * largest)
+    return [
+        factor[:, own > LEAST_COMPONENT * noise] / np.sqrt(noise or 1.0)
+        for factor, own in zip(factors, variances, strict=True)
+    ]
 
 
-def _in_batches(rows: Any, matrix: Any) -> Any:
-    """Return the product of two matrices, always of as many rows at once."""
+def _estimate(parts: Any, factor: Doubles, radial: Doubles, power: Doubles, which: Any) -> Any:
+    """Return F (1 + Fᵀ G F)⁻¹ Fᵀ of real and imaginary parts, (n, 2, n_q)."""
+    xp = array_namespace(parts)
+    n, _, size = parts.shape
+    right = multiply_rows(parts.reshape(-1, size), pack_matrix(factor, xp)).reshape(n, 2, -1)
+    solve = _solve_on_cpu if xp is np else _solve_on_card
+    solutions = solve(_to(xp, (radial @ factor).T), _to(xp, power), which, right)
+    estimate = multiply_rows(solutions.reshape(2 * n, -1), pack_matrix(factor.T, xp))
+    return estimate.reshape(n, 2, size)
+
+
+def _to(xp: Any, array: Any) -> Any:
+    return xp.asarray(np.ascontiguousarray(array, np.float32))
+
+
+def _solve_on_cpu(rows: Any, power: Any, which: Any, right: Any) -> Any:
+    """Solve (1 + M) z = b for each image, M the products of rows weighted by its squared CTF."""
+    from emdask.kernels.steerable_wiener_cpu import multiply_pairs, solve_systems
+
+    lower = multiply_rows(multiply_pairs(rows), pack_matrix(power.T))
+    return solve_systems(lower, which, right)
+
+
+def _solve_on_card(rows: Any, power: Any, which: Any, right: Any) -> Any:
+    """Solve as `_solve_on_cpu` does."""
     xp = array_namespace(rows)
-    product = xp.empty((len(rows), matrix.shape[1]))
-    batch = xp.zeros((IMAGES_AT_ONCE, rows.shape[1]))
-    for start in range(0, len(rows), IMAGES_AT_ONCE):
-        part = rows[start : start + IMAGES_AT_ONCE]
-        batch[: len(part)] = part
-        product[start : start + IMAGES_AT_ONCE] = (batch @ matrix)[: len(part)]
-    return product
+    one, other = np.tril_indices(len(rows))
+    lower = multiply_rows(power, pack_matrix((rows[one] * rows[other]).T, xp))
+    matrices = xp.empty((len(which), len(rows), len(rows)))
+    matrices[:, one, other] = matrices[:, other, one] = lower[which]
+    matrices += xp.eye(len(rows))
+    solutions = xp.linalg.solve(matrices, right.transpose(0, 2, 1).astype(np.float64))
+    return xp.ascontiguousarray(solutions.transpose(0, 2, 1), np.float32)
