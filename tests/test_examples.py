@@ -61,6 +61,30 @@ def test_reconstruct_a_map(tmp_path, capsys):
     assert open_volume(tmp_path / "b.mrc").attrs["pixel_size_A"] == 4.0
 
 
+def test_views_are_found_by_what_cwf_makes_of_the_images(capsys):
+    rows = load("views").main(n_images=200, n_directions=40, n_turns=12, bm3d=False)
+    said = capsys.readouterr().out
+    assert all(name in said for name in rows)
+    cwf = rows.pop("cwf")
+    best = rows.pop("without noise and CTF")
+    alone = rows.pop("cwf of the references alone*")
+    tuned = rows.pop("phase_flip, lowpass, disc")
+    assert rows.keys() >= {"as recorded", "phase_flip", "lowpass", "wiener", "wiener of the stack"}
+    for name, row in rows.items():
+        # References that are as noisy as the images are of no use before.
+        assert cwf.noisy_references.correct > 3 * row.noisy_references.correct, name
+        assert cwf.noisy_references.error_deg < 0.75 * row.noisy_references.error_deg, name
+        assert cwf.squared_error < row.squared_error / 8, name
+        if name not in ("as recorded", "phase_flip"):
+            assert cwf.clean_references.correct > row.clean_references.correct + 5, name
+    # Clean ones find the views without it, too.
+    for row in (rows["as recorded"], rows["phase_flip"], tuned, alone):
+        assert abs(row.clean_references.correct - cwf.clean_references.correct) < 6
+    assert alone.noisy_references.correct > cwf.noisy_references.correct
+    assert alone.noisy_references.correct > tuned.noisy_references.correct
+    assert best.clean_references.correct > alone.clean_references.correct
+
+
 def test_picture_of_the_readme(tmp_path):
     path = load("readme_picture").main(tmp_path / "a.png", box_px=32, size_px=128)
     with Image.open(path) as picture:
