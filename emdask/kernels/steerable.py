@@ -7,10 +7,11 @@ Computational Imaging 2 (2016) 1-12.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from emdask.kernels.square_orbits import (
     unfold_real,
 )
 
-__all__ = ["SteerableBasis", "evaluate", "expand", "mirror", "rotate", "steerable_basis"]
+__all__ = ["SteerableBasis", "combine", "evaluate", "expand", "mirror", "rotate", "steerable_basis"]
 
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -83,8 +84,11 @@ class SteerableBasis:
     radial: tuple[Doubles, ...] = field(repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Three numbers; what they make is made once in a process."""
-        return _make_basis, (self.box_px, self.radius_px, self.band)
+        """Three numbers, where these make it: once in a process."""
+        own = (self.box_px, self.radius_px, self.band)
+        if self is _make_basis(*own):
+            return _make_basis, own
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
 
 def steerable_basis(
@@ -130,7 +134,6 @@ def steerable_basis(
 def _make_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
     largest = 2 * math.pi * band * radius_px
     roots = _find_roots(largest)
-    ends = np.cumsum([len(own) for own in roots])
     at, weights = _place_nodes(math.ceil(largest) + 10)
     radial = [
         values * np.sqrt(2 * np.pi * at * weights)[:, None] * band
@@ -147,7 +150,7 @@ def _make_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
         radius_px=radius_px,
         band=band,
         orders=np.repeat(np.arange(len(roots)), [len(own) for own in roots]),
-        slices=tuple(slice(int(e) - len(own), int(e)) for e, own in zip(ends, roots, strict=True)),
+        slices=_follow([len(own) for own in roots]),
         nodes=np.append(at * band, 0.0),
         radial=tuple(radial),
     )
@@ -184,6 +187,45 @@ def _sample_functions(roots: list[Doubles], at: Doubles, band: float) -> list[Do
         values = chebyshev.chebval(np.multiply.outer(at, own) * 2 / largest - 1, terms)
         samples.append(values / (band * math.sqrt(math.pi) * np.abs(special.jv(k + 1, own))))
     return samples
+
+
+def combine(basis: SteerableBasis, matrices: Sequence[Doubles]) -> SteerableBasis:
+    """Return the functions that are linear combinations of those of a basis.
+
+    What holds of a basis but that it is orthonormal holds of them: to expand in them is to multiply
+    coefficients by the matrices, at the cost of so many functions as there are.
+
+    Parameters
+    ----------
+    basis
+        A basis.
+    matrices
+        For each order, float64 (n_q, m_q): in each column, the coefficients of a function.
+
+    Returns
+    -------
+    SteerableBasis
+
+    Examples
+    --------
+    >>> basis = steerable_basis(16)
+    >>> first = combine(basis, [np.eye(own.shape[1])[:, :1] for own in basis.radial])
+    >>> len(first.orders), first.slices[2]
+    (16, slice(2, 3, None))
+    """
+    sizes = [matrix.shape[1] for matrix in matrices]
+    return replace(
+        basis,
+        orders=np.repeat(np.arange(len(sizes)), sizes),
+        slices=_follow(sizes),
+        radial=tuple(own @ matrix for own, matrix in zip(basis.radial, matrices, strict=True)),
+    )
+
+
+def _follow(sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Slices of these sizes, one after the other."""
+    ends = np.cumsum([0, *sizes]).tolist()
+    return tuple(slice(start, end) for start, end in itertools.pairwise(ends))
 
 
 # --- Coefficients ---------------------------------------------------------------------------------
@@ -434,13 +476,11 @@ def _sample_part(
     # In even boxes signs are all that moves the origin.
     signs = (-1.0) ** ((x + y) * (basis.box_px % 2 == 0))
     angle, turn = np.arctan2(y, x), np.sin if is_sine else np.cos
-    return np.concatenate(
-        [
-            (interpolation @ basis.radial[k][:-1])[which] * (signs * turn(k * angle))[:, None]
-            for k in orders
-        ],
-        axis=1,
-    )
+    sampled = [
+        (interpolation @ basis.radial[k][:-1])[which] * (signs * turn(k * angle))[:, None]
+        for k in orders
+    ]
+    return np.concatenate([np.empty((len(x), 0)), *sampled], axis=1)
 
 
 def _interpolate(nodes: Doubles, weights: Doubles, at: Doubles) -> Doubles:

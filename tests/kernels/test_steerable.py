@@ -11,7 +11,7 @@ import pytest
 from emdask.backend import why_no_cuda
 from emdask.errors import ParameterError
 from emdask.kernels import steerable
-from emdask.kernels.steerable import evaluate, expand, mirror, rotate, steerable_basis
+from emdask.kernels.steerable import combine, evaluate, expand, mirror, rotate, steerable_basis
 from emdask.kernels.transforms import to_half_planes, to_images
 
 # Of what is stored in single precision.
@@ -106,6 +106,26 @@ def test_a_basis_is_made_once_in_a_process_and_travels_as_its_numbers() -> None:
     assert steerable_basis(24, radius_px=12.0, band=0.5) is basis
     assert pickle.loads(pickle.dumps(basis)) is basis
     assert len(pickle.dumps(basis)) < 200
+
+
+def test_combined_functions_are_sums_of_those_of_the_basis(device: str) -> None:
+    basis = steerable_basis(32)
+    rng = np.random.default_rng(4)
+    matrices = [rng.normal(size=(own.shape[1], k % 4)) for k, own in enumerate(basis.radial)]
+    few = combine(basis, matrices)
+    assert len(few.orders) == sum(k % 4 for k in range(len(basis.radial)))
+    terms = to_half_planes(move(noise(3, 32), device))
+    expected, found = back(expand(terms, basis)), back(expand(terms, few))
+    coefs = draw_coefs(3, few)
+    whole = np.zeros((3, len(basis.orders)), np.complex64)
+    for k, matrix in enumerate(matrices):
+        own, part = few.slices[k], basis.slices[k]
+        np.testing.assert_allclose(found[:, own], expected[:, part] @ matrix, atol=1e-4)
+        whole[:, part] = coefs[:, own] @ matrix.T
+    images = [back(evaluate(move(c, device), b)) for c, b in ((coefs, few), (whole, basis))]
+    np.testing.assert_allclose(images[0], images[1], atol=1e-5 * abs(images[1]).max())
+    again = pickle.loads(pickle.dumps(few))
+    np.testing.assert_array_equal(again.radial[3], few.radial[3])
 
 
 @pytest.mark.parametrize("wrong", [{"box_px": 4}, {"radius_px": 17.0}, {"band": 0.6}])
