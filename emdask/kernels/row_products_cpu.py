@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from emdask.kernels.lanes_cpu import N_LANES, add_row_products, compiled
 
-__all__ = ["multiply_panels", "pack_panels"]
+__all__ = ["add_products", "multiply_panels", "pack_panels"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -64,14 +64,12 @@ def multiply_panels(rows: Floats, panels: Floats) -> Floats:
     """
     n_panels, m, _ = panels.shape
     sums = np.zeros((len(rows), n_panels * PANEL), np.float32)
-    _add_products(rows.reshape(-1), panels.reshape(-1), len(rows), m, n_panels, sums.reshape(-1))
+    add_products(rows.reshape(-1), panels.reshape(-1), len(rows), m, n_panels, sums.reshape(-1))
     return sums
 
 
 @compiled
-def _add_products(
-    rows: Floats, panels: Floats, n: int, m: int, n_panels: int, sums: Floats
-) -> None:
+def add_products(rows: Floats, panels: Floats, n: int, m: int, n_panels: int, sums: Floats) -> None:
     width = n_panels * PANEL
     for block in range(0, n, BLOCK):
         end = min(n, block + BLOCK)

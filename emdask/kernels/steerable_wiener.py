@@ -11,7 +11,7 @@ of the pairs of columns of R F with the columns h. An image's bits do not depend
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,19 +79,25 @@ def filter_coefficients(
     np.complex64(0.5+0j)
     """
     xp = array_namespace(coefs)
-    filtered = xp.zeros(coefs.shape, np.complex64)
-    own = xp.asarray(which)
-    for k, factor in enumerate(_scale_factors(factors, noise_variance)):
-        place, radial = basis.slices[k], basis.radial[k]
-        part = coefs[:, place]
-        if k == 0:
-            seen = multiply_rows(_to(xp, power * (radial @ mean)), pack_matrix(radial, xp))
-            part = part.real - seen[own]
-            filtered[:, place] += xp.asarray(mean.astype(np.float32))
-        if factor.shape[1]:
-            estimate = _estimate(xp.stack([part.real, part.imag], 1), factor, radial, power, own)
-            filtered[:, place] += estimate[:, 0] + 1j * estimate[:, 1]
+    start = basis.slices[0]
+    centred = coefs.copy()
+    seen = multiply_rows(
+        _to(xp, power * (basis.radial[0] @ mean)), pack_matrix(basis.radial[0], xp)
+    )
+    centred[:, start] -= seen[xp.asarray(which)]
+    scaled = _scale_factors(factors, noise_variance)
+    rows = [(radial @ own).T for radial, own in zip(basis.radial, scaled, strict=True)]
+    filtered = _twin(xp)(centred, basis.slices, scaled, rows, power, which)
+    filtered[:, start] += _to(xp, mean)
     return filtered
+
+
+def _twin(xp: Any) -> Callable[..., Any]:
+    if xp is not np:
+        return _filter_on_card
+    from emdask.kernels.steerable_wiener_cpu import filter_orders
+
+    return filter_orders
 
 
 def _scale_factors(factors: Sequence[Doubles], noise_variance: float) -> list[Doubles]:
@@ -105,36 +111,35 @@ def _scale_factors(factors: Sequence[Doubles], noise_variance: float) -> list[Do
     ]
 
 
-def _estimate(parts: Any, factor: Doubles, radial: Doubles, power: Doubles, which: Any) -> Any:
-    """Return F (1 + Fᵀ G F)⁻¹ Fᵀ of real and imaginary parts, (n, 2, n_q)."""
-    xp = array_namespace(parts)
-    n, _, size = parts.shape
-    right = multiply_rows(parts.reshape(-1, size), pack_matrix(factor, xp)).reshape(n, 2, -1)
-    solve = _solve_on_cpu if xp is np else _solve_on_card
-    solutions = solve(_to(xp, (radial @ factor).T), _to(xp, power), which, right)
-    estimate = multiply_rows(solutions.reshape(2 * n, -1), pack_matrix(factor.T, xp))
-    return estimate.reshape(n, 2, size)
-
-
 def _to(xp: Any, array: Any) -> Any:
     return xp.asarray(np.ascontiguousarray(array, np.float32))
 
 
-def _solve_on_cpu(rows: Any, power: Any, which: Any, right: Any) -> Any:
-    """Solve (1 + M) z = b for each image, M the products of rows weighted by its squared CTF."""
-    from emdask.kernels.steerable_wiener_cpu import multiply_pairs, solve_systems
-
-    lower = multiply_rows(multiply_pairs(rows), pack_matrix(power.T))
-    return solve_systems(lower, which, right)
-
-
-def _solve_on_card(rows: Any, power: Any, which: Any, right: Any) -> Any:
-    """Solve as `_solve_on_cpu` does."""
-    xp = array_namespace(rows)
-    one, other = np.tril_indices(len(rows))
-    lower = multiply_rows(power, pack_matrix((rows[one] * rows[other]).T, xp))
-    matrices = xp.empty((len(which), len(rows), len(rows)))
-    matrices[:, one, other] = matrices[:, other, one] = lower[which]
-    matrices += xp.eye(len(rows))
-    solutions = xp.linalg.solve(matrices, right.transpose(0, 2, 1).astype(np.float64))
-    return xp.ascontiguousarray(solutions.transpose(0, 2, 1), np.float32)
+def _filter_on_card(
+    coefs: Any,
+    places: Sequence[slice],
+    factors: Sequence[Doubles],
+    rows: Sequence[Doubles],
+    power: Doubles,
+    which: Any,
+) -> Any:
+    """Filter as `steerable_wiener_cpu.filter_orders` does."""
+    xp = array_namespace(coefs)
+    filtered, squares, own = xp.zeros_like(coefs), _to(xp, power), xp.asarray(which)
+    for place, factor, samples in zip(places, factors, rows, strict=True):
+        size, rank = factor.shape
+        if not rank:
+            continue
+        parts = xp.stack([coefs[:, place].real, coefs[:, place].imag], 1).reshape(-1, size)
+        right = multiply_rows(parts, pack_matrix(factor, xp)).reshape(-1, 2, rank)
+        one, other = np.tril_indices(rank)
+        lower = multiply_rows(squares, pack_matrix((samples[one] * samples[other]).T, xp))
+        matrices = xp.empty((len(own), rank, rank))
+        matrices[:, one, other] = matrices[:, other, one] = lower[own]
+        matrices += xp.eye(rank)
+        solutions = xp.linalg.solve(matrices, right.transpose(0, 2, 1).astype(np.float64))
+        solutions = xp.ascontiguousarray(solutions.transpose(0, 2, 1), np.float32)
+        parts = multiply_rows(solutions.reshape(-1, rank), pack_matrix(factor.T, xp))
+        parts = parts.reshape(-1, 2, size)
+        filtered[:, place] = parts[:, 0] + 1j * parts[:, 1]
+    return filtered

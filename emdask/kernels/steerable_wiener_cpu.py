@@ -1,4 +1,4 @@
-"""Small symmetric systems of equations, one of each image, on one CPU core.
+"""Wiener filters of small blocks of coefficients, one of each image, on one CPU core.
 
 Eight images are solved side by side, each in its own lane, so that an image's bits do not depend on
 those beside it, and matrices of any size fill the vectors.
@@ -6,6 +6,7 @@ those beside it, and matrices of any size fill the vectors.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,64 +21,133 @@ from emdask.kernels.lanes_cpu import (
     multiply_add,
     store,
 )
+from emdask.kernels.row_products_cpu import PANEL, add_products, pack_panels
 
-__all__ = ["multiply_pairs", "solve_systems"]
+__all__ = ["filter_orders"]
 
 Floats = npt.NDArray[np.float32]
 
 
-def multiply_pairs(rows: npt.NDArray[Any]) -> Floats:
-    """Multiply each row with itself and with each row before it.
+def filter_orders(
+    coefs: npt.NDArray[np.complex64],
+    places: Sequence[slice],
+    factors: Sequence[npt.NDArray[Any]],
+    rows: Sequence[npt.NDArray[Any]],
+    power: npt.NDArray[Any],
+    which: npt.NDArray[np.intp],
+) -> npt.NDArray[np.complex64]:
+    """Return F (1 + M)⁻¹ Fᵀ of the coefficients of each order, M that of the image's CTF.
 
     Parameters
     ----------
-    rows : array, shape (rank, n)
+    coefs : complex64 array, shape (n, n_coefs)
+        In C order.
+    places
+        Of each order's coefficients.
+    factors
+        For each order F, (n_q, rank).
+    rows
+        For each order, (rank, n_r): the elements of M are sums of products of two rows, weighted by
+        the squared CTF.
+    power : array, shape (m, n_r)
+        The squared CTFs that differ.
+    which : int array, shape (n,)
+        Which of them each image has.
 
     Returns
     -------
-    float32 array, shape (rank * (rank + 1) / 2, n)
-        In the order of `numpy.tril_indices`.
+    complex64 array, shape (n, n_coefs)
     """
+    filtered = np.zeros_like(coefs)
+    if len(coefs):
+        _filter_orders(
+            coefs.view(np.float32).reshape(*coefs.shape, 2),
+            np.array([place.start for place in places]),
+            np.array([factor.shape for factor in factors]),
+            np.concatenate([np.ravel(factor) for factor in factors]).astype(np.float32),
+            np.concatenate([np.ravel(own) for own in rows]).astype(np.float32),
+            pack_panels(power.T),
+            which.astype(np.int64),
+            filtered.view(np.float32).reshape(*coefs.shape, 2),
+        )
+    return filtered
+
+
+@compiled
+def _filter_orders(
+    parts: Any,
+    starts: Any,
+    shapes: Any,
+    factors: Floats,
+    rows: Floats,
+    panels: Any,
+    which: Any,
+    filtered: Any,
+) -> None:
+    n, n_panels, n_nodes = len(parts), len(panels), panels.shape[1]
+    of_factor, of_rows = 0, 0
+    for start, (size, rank) in zip(starts, shapes):  # noqa: B905
+        factor = factors[of_factor : of_factor + size * rank].reshape(size, rank)
+        samples = rows[of_rows : of_rows + rank * n_nodes].reshape(rank, n_nodes)
+        of_factor += size * rank
+        of_rows += rank * n_nodes
+        if rank == 0:
+            continue
+        pairs = _multiply_pairs(samples)
+        lower = np.zeros((len(pairs), n_panels * PANEL), np.float32)
+        add_products(
+            pairs.reshape(-1), panels.reshape(-1), len(pairs), n_nodes, n_panels, lower.reshape(-1)
+        )
+        weights = np.zeros((n, 2, rank), np.float32)
+        _project(parts, start, factor, weights)
+        _solve(lower, which, weights)
+        _expand(weights, factor, start, filtered)
+
+
+@compiled
+def _multiply_pairs(rows: Floats) -> Floats:
+    """Multiply each row with itself and with each row before it."""
     rank, n = rows.shape
     products = np.empty((rank * (rank + 1) // 2, n), np.float32)
-    _fill_products(np.ascontiguousarray(rows, np.float32), products)
+    p = 0
+    for i in range(rank):
+        for j in range(i + 1):
+            for r in range(n):
+                products[p, r] = rows[i, r] * rows[j, r]
+            p += 1
     return products
 
 
-def solve_systems(lower: Floats, which: npt.NDArray[np.intp], right: Floats) -> Floats:
-    """Solve (1 + M) z = b for each image.
-
-    Parameters
-    ----------
-    lower : float32 array, shape (rank * (rank + 1) / 2, m)
-        Lower halves of m positive semidefinite matrices M, one a column, in the order of
-        `numpy.tril_indices`.
-    which : int array, shape (n,)
-        Which of them is that of each image.
-    right : float32 array, shape (n, 2, rank)
-        Two right-hand sides b of each image.
-
-    Returns
-    -------
-    float32 array, shape (n, 2, rank)
-    """
-    solutions = np.empty_like(right)
-    _solve(lower, which.astype(np.int64), right, solutions)
-    return solutions
+@compiled
+def _project(parts: Any, start: int, factor: Floats, weights: Any) -> None:
+    size, rank = factor.shape
+    for i in range(len(parts)):
+        for q in range(size):
+            for part in range(2):
+                value = parts[i, start + q, part]
+                for r in range(rank):
+                    weights[i, part, r] += value * factor[q, r]
 
 
 @compiled
-def _fill_products(rows: Floats, products: Floats) -> None:
-    p = 0
-    for i in range(len(rows)):
-        for j in range(i + 1):
-            for r in range(rows.shape[1]):
-                products[p, r] = rows[i, r] * rows[j, r]
-            p += 1
+def _expand(weights: Any, factor: Floats, start: int, filtered: Any) -> None:
+    size, rank = factor.shape
+    turned = np.ascontiguousarray(factor.T)
+    sums = np.empty((2, size), np.float32)
+    for i in range(len(weights)):
+        sums[:] = 0
+        for part in range(2):
+            for r in range(rank):
+                value = weights[i, part, r]
+                for q in range(size):
+                    sums[part, q] += value * turned[r, q]
+            for q in range(size):
+                filtered[i, start + q, part] = sums[part, q]
 
 
 @compiled
-def _solve(lower: Floats, which: npt.NDArray[np.int64], right: Floats, solutions: Floats) -> None:
+def _solve(lower: Floats, which: Any, right: Any) -> None:
+    """Solve (1 + M) z = b for both parts of each image, in place, M a column of lower halves."""
     n, _, rank = right.shape
     # Of the rows of the factor, and of both right-hand sides, which lie below it as two more rows.
     starts = np.array([i * (i + 1) // 2 for i in range(rank + 1)] + [0])
@@ -87,7 +157,7 @@ def _solve(lower: Floats, which: npt.NDArray[np.int64], right: Floats, solutions
     for first in range(0, n, N_LANES):
         for lane in range(N_LANES):
             image = min(first + lane, n - 1)
-            for p in range(len(lower)):
+            for p in range(rank * (rank + 1) // 2):
                 lanes[p * N_LANES + lane] = lower[p, which[image]]
             for part in range(2):
                 for i in range(rank):
@@ -99,7 +169,7 @@ def _solve(lower: Floats, which: npt.NDArray[np.int64], right: Floats, solutions
             for lane in range(min(N_LANES, n - first)):
                 for i in range(rank):
                     place = (starts[rank + part] + i) * N_LANES + lane
-                    solutions[first + lane, part, i] = lanes[place]
+                    right[first + lane, part, i] = lanes[place]
 
 
 @compiled
