@@ -22,9 +22,8 @@ Many images outweigh any prior: what remains is generalised least squares.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +32,7 @@ from scipy import special
 
 from emdask.kernels.steerable import SteerableBasis
 
-__all__ = ["bayes_covariance", "fit_prior"]
+__all__ = ["bayes_covariance", "fit_powers"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -44,9 +43,12 @@ DISCS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 EDGE_PX = 2.0
 # One frequency in so many radial nodes: spectra of what is confined to the disc are no finer.
 NODE_STEP = 3
-PRIOR_STEPS = 30
+PRIOR_STEPS = 24
 # Logarithm of the least power, in parts of the largest.
 LEAST_LOG = -28.0
+# Of the orders to which powers are fitted: all below the first number, then one in so many.
+ALL_BELOW = 16
+ORDER_STEP = 2
 # Of the prior of the second estimate: weights of neighbours by distance, and of the first prior.
 NEIGHBOURS = {-2: 0.5, -1: 1.0, 1: 1.0, 2: 0.5}
 FIRST_PART = 0.3
@@ -57,6 +59,7 @@ MOST_STEPS = 200
 LEAST_NOISE = 1e-9
 # The least eigenvalue of the mean of h hᵀ that counts, in parts of the largest.
 LEAST_PART = 1e-9
+LEAST_BESSEL = 1e-200
 
 
 class _Order(NamedTuple):
@@ -73,9 +76,9 @@ class _Order(NamedTuple):
     def filter(self, covariance: Doubles) -> Doubles:
         """Return mean(G C G) over the filters G of all images."""
         size = len(covariance)
-        left = (self.filters.reshape(-1, size) @ covariance).reshape(-1, size, size)
-        left = np.ascontiguousarray(left.transpose(1, 0, 2)).reshape(size, -1)
-        return np.asarray(left @ self.filters.reshape(-1, size))
+        filtered = (self.filters.reshape(-1, size) @ covariance).reshape(-1, size, size)
+        beside = np.ascontiguousarray(filtered.transpose(1, 0, 2)).reshape(size, -1)
+        return np.asarray(beside @ self.filters.reshape(-1, size))
 
     def invert(self, covariance: Doubles) -> Doubles:
         """Return the inverse of what is expected of the sample, given the covariance."""
@@ -123,8 +126,12 @@ def bayes_covariance(
     >>> float(np.abs(blocks[2]).max()) < 0.05
     True
     """
+    if not power.any() or not (noise_variance > 0 or any(own.any() for own in samples)):
+        return [np.zeros_like(own) for own in samples]
     orders = _gather(samples, power, power_pairs, n_images, basis, noise_variance)
-    first = _expect(fit_prior(orders, basis), basis)
+    components = _make_components(basis)
+    powers = fit_powers(orders, components)
+    first = [(own * powers) @ own.T for own in components]
     blocks = [_update(order, prior) for order, prior in zip(orders, first, strict=True)]
     second = _mix(blocks, first, basis)
     return [_update(order, prior) for order, prior in zip(orders, second, strict=True)]
@@ -155,39 +162,43 @@ def _gather(
 # --- The prior ------------------------------------------------------------------------------------
 
 
-def fit_prior(orders: Sequence[_Order], basis: SteerableBasis) -> Doubles:
-    """Return the power of each disc and frequency that is most likely, given all orders.
+def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubles:
+    """Return the power of each component that is most likely, given all orders.
 
     Parameters
     ----------
     orders
         What the images tell of each order.
-    basis
-        What they were expanded in.
+    components
+        For each order, float64 (n_q, m): what one unit of each power adds, u of u uᵀ.
 
     Returns
     -------
-    float64 array, shape (n_discs * n_frequencies,)
-        0 or more, all frequencies of one disc after those of a smaller one.
+    float64 array, shape (m,)
+        0 or more.
 
     Notes
     -----
     A step multiplies each power by found / expected: twice the MM step in its logarithm. At the
     maximum the logarithms then contract, because sum_j s_j (u_iᵀ F⁻¹ u_j)² = u_iᵀ F⁻¹ (F - noise)
-    F⁻¹ u_i is less than what is expected, u_iᵀ F⁻¹ u_i. Nesterov's momentum saves three steps of
-    four.
+    F⁻¹ u_i is less than what is expected, u_iᵀ F⁻¹ u_i. Nesterov's momentum, begun anew where it
+    leads downhill, saves three steps of four.
     """
-    components = _make_components(basis)
-    scale = np.mean([np.trace(own.noise) / len(own.noise) for own in orders])
+    used = [*range(min(ALL_BELOW, len(orders))), *range(ALL_BELOW, len(orders), ORDER_STEP)]
+    orders, components = [orders[k] for k in used], [components[k] for k in used]
+    scale = max(float(np.trace(own.noise)) / len(own.noise) for own in orders)
     logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
+    floor, ceiling = logs[0] + LEAST_LOG, logs[0] + 50
     ahead, momentum = logs, 1.0
     for _ in range(PRIOR_STEPS):
         found, expected = _compare(orders, components, np.exp(ahead))
         tiny = np.finfo(np.float64).tiny
         ratio = np.log(np.maximum(found, tiny)) - np.log(np.maximum(expected, tiny))
-        step = np.maximum(ahead + ratio, ahead.max() + LEAST_LOG)
+        step = np.clip(ahead + ratio, floor, ceiling)
+        if (np.exp(ahead) * (found - expected)) @ (step - logs) < 0:
+            momentum = 1.0
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = step + (momentum - 1) / following * (step - logs)
+        ahead = np.clip(step + (momentum - 1) / following * (step - logs), floor, ceiling)
         logs, momentum = step, following
     return np.asarray(np.exp(logs))
 
@@ -205,32 +216,41 @@ def _compare(
     return found, expected
 
 
-def _expect(powers: Doubles, basis: SteerableBasis) -> list[Doubles]:
-    return [(own * powers) @ own.T for own in _make_components(basis)]
-
-
-@functools.lru_cache(maxsize=4)
-def _make_components(basis: SteerableBasis) -> tuple[Doubles, ...]:
+def _make_components(basis: SteerableBasis) -> list[Doubles]:
     """Return of each order (n_q, n_discs * n_frequencies): u of unit power a pixel.
 
     A field of one frequency is J_k(2 π f x) at the radius x; it is cut by a disc, and expanded.
     """
     at, weights = np.polynomial.legendre.leggauss(len(basis.nodes) - 1)
     at, weights = (at + 1) / 2, weights / 2
-    radii, measure = at * basis.radius_px, weights * basis.radius_px
-    frequencies = at * basis.band
-    roots = np.sqrt(frequencies * weights * basis.band)
+    edges = np.multiply.outer(DISCS, np.full(len(at), basis.radius_px))
+    discs = np.clip((edges - at * basis.radius_px) / EDGE_PX + 0.5, 0, 1)
+    roots = np.sqrt(at * weights)
+    # Of functions at the nodes, those at the radii: a Hankel transform that keeps integrals.
+    bound = 2 * np.pi * basis.band * basis.radius_px
+    measure = bound * np.multiply.outer(roots, roots)
     chosen = slice(NODE_STEP // 2, None, NODE_STEP)
-    edges = np.multiply.outer(DISCS, np.full(len(radii), basis.radius_px))
-    discs = np.clip((edges - radii) / EDGE_PX + 0.5, 0, 1)
     components = []
-    for k, radial in enumerate(basis.radial):
-        waves = special.jv(k, 2 * np.pi * np.multiply.outer(frequencies, radii))
-        waves *= 2 * np.pi * roots[:, None] * np.sqrt(radii * measure)
+    waves_of = _sample_bessel(len(basis.radial), bound * np.multiply.outer(at, at))
+    for radial, values in zip(reversed(basis.radial), waves_of, strict=True):
+        waves = values * measure
         inside = radial[:-1].T @ waves
         fields = waves[chosen].T * math.sqrt(NODE_STEP)
         components.append(np.concatenate([(inside * disc) @ fields for disc in discs], axis=1))
-    return tuple(components)
+    return components[::-1]
+
+
+def _sample_bessel(n_orders: int, at: Doubles) -> Iterator[Doubles]:
+    """Yield J_k for k = n_orders - 1 down to 0, by the recurrence, which is stable downwards."""
+    above = special.jv(n_orders + 1, at)
+    values = special.jv(n_orders, at)
+    for k in range(n_orders - 1, -1, -1):
+        following = 2 * (k + 1) / at * values - above
+        # Where numbers were too small for the recurrence to begin with.
+        lost = np.abs(values) < LEAST_BESSEL
+        following[lost] = special.jv(k, at[lost])
+        above, values = values, following
+        yield values
 
 
 def _mix(
