@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from emdask.backend import array_namespace, run_on, to_device
-from emdask.blocks_cuda import working_bytes
+from emdask.blocks_cuda import batch_size, working_bytes
 from emdask.checks import check_choice, check_number, check_sigma, sentence
 from emdask.errors import StackError
 from emdask.kernels.covariance import (
@@ -22,9 +22,9 @@ from emdask.kernels.covariance import (
     sum_coefficients,
 )
 from emdask.kernels.ctf import Optics
-from emdask.kernels.steerable import SteerableBasis, evaluate, steerable_basis
+from emdask.kernels.steerable import SteerableBasis, combine, evaluate, steerable_basis
 from emdask.kernels.steerable_images import expand_images
-from emdask.kernels.steerable_wiener import filter_coefficients
+from emdask.kernels.steerable_wiener import filter_coefficients, scale_factors
 from emdask.kernels.transforms import to_images
 from emdask.kernels.whitening import corner_mask
 from emdask.method import Learn, Method, parameter
@@ -33,10 +33,11 @@ from emdask.method import Learn, Method, parameter
 # time and memory grow with the fourth power.
 LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
+SHRINKAGES = ("bayes", "frobenius", "operator")
 N_EIGENIMAGES = 32
 # Components of less variance than this part of the strongest one are nothing.
 LEAST_VARIANCE = 1e-7
-# Images that are worked on together.
+# Images that are worked on together on the processor.
 BATCH = 256
 LEVELS, SQUARES = "grey levels", "grey levels²"
 
@@ -56,7 +57,9 @@ class Cwf:
         "correct" returns what the particles are like without the CTF of their images, "keep" with
         it. It plays no part where the stack knows no defocus.
     shrinkage
-        How eigenvalues are freed of noise: "frobenius" or "operator", by which norm of the error.
+        How the covariance is freed of noise. "bayes": a prior of support and spectrum, fitted to
+        the stack, and as much of the images' own covariance as their number is worth. "frobenius",
+        "operator": eigenvalues shrunk for the least error in that norm, as in the paper.
     radius_px
         Of the disc, around the middle of the image, that holds the particle; "auto": half the box.
     max_frequency
@@ -67,6 +70,38 @@ class Cwf:
     ------
     ParameterError
         If a parameter is out of range.
+
+    Notes
+    -----
+    Bhamre, Zhang and Singer, "Denoising and covariance estimation of single particle cryo-EM
+    images", Journal of Structural Biology 195 (2016) 72-81; eigenvalues: Donoho, Gavish and
+    Johnstone, "Optimal shrinkage of eigenvalues in the spiked covariance model", Annals of
+    Statistics 46 (2018) 1742-1778. Images are expanded in a steerable basis
+    (`emdask.kernels.steerable`), in which particles at any angle and their mirror images have a
+    covariance that is real and falls into a block for each angular order. One pass adds up what the
+    blocks are solved for. Beyond the paper, the sums need no groups of CTFs: defocus may differ
+    from image to image at no cost and without loss (`emdask.kernels.covariance`), and "bayes" is
+    for few images and much noise (`emdask.kernels.prior_covariance`).
+
+    Images are to be particles near the middle of square boxes, in white noise; make coloured noise
+    white first (`emdask.whiten`, ``--whiten``). Astigmatism counts in full for phases, and for
+    amplitudes by its mean over directions.
+
+    A model is a dataset of ``mean (y, x)``; the leading ``eigenimages (component, y, x)``, of norm
+    1, with ``eigenvalue`` (variance along it, grey levels²) and angular ``order`` (those above 0
+    stand for their turn by 90 / k degrees as well); ``spectrum (order_k, radial)``, eigenvalues
+    before they are freed of noise, and ``noise_edge (order_k)``, the largest that noise alone
+    would give; and what the filter is made of: ``mean_coefficient``, ``variance``, ``vector``. Its
+    attributes tell ``noise_variance``, ``background`` (mean of the corners), ``n_images`` and
+    ``box_px``.
+
+    Examples
+    --------
+    >>> Cwf(ctf="keep").shrinkage
+    'bayes'
+    >>> Cwf(shrinkage="none")
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: cwf: shrinkage must be one of bayes, frobenius, operator; got ...
     """
 
     sigma: Literal["auto"] | float = parameter(
@@ -75,8 +110,8 @@ class Cwf:
     ctf: Literal["correct", "keep"] = parameter(
         "correct", "return particles freed of the CTF of their images, or with it"
     )
-    shrinkage: Literal["frobenius", "operator"] = parameter(
-        "frobenius", "by which norm of the error eigenvalues are shrunk"
+    shrinkage: Literal["bayes", "frobenius", "operator"] = parameter(
+        "bayes", "prior fitted to the stack, or eigenvalues shrunk for the least error in a norm"
     )
     radius_px: Literal["auto"] | float = parameter(
         "auto", "of the disc that holds the particle; auto: half the box", "px"
@@ -88,7 +123,7 @@ class Cwf:
     def __post_init__(self) -> None:
         check_sigma("cwf", self.sigma)
         check_choice("cwf", "ctf", self.ctf, ("correct", "keep"))
-        check_choice("cwf", "shrinkage", self.shrinkage, ("frobenius", "operator"))
+        check_choice("cwf", "shrinkage", self.shrinkage, SHRINKAGES)
         if self.radius_px != "auto":
             check_number("cwf", "radius_px", self.radius_px, 2, 1e6)
         if self.max_frequency != "auto":
@@ -178,19 +213,25 @@ def sum_images(
     StackSums
     """
     box_px = images.shape[-1]
-    n_bytes = working_bytes((BATCH, box_px, box_px)) if device == "cuda" else 0
+    batch = batch_size(images.shape[1:]) if device == "cuda" else BATCH
+    n_bytes = working_bytes((batch, box_px, box_px))
     basis = find_basis(box_px, asdict(params))
     what = f"adding up images of {box_px} px"
-    return run_on(device, _add_up, images, basis, optics, device, n_bytes=n_bytes, what=what)
+    given = (images, basis, optics, device, batch)
+    return run_on(device, _add_up, *given, n_bytes=n_bytes, what=what)
 
 
 def _add_up(
-    images: npt.NDArray[Any], basis: SteerableBasis, optics: Optics | None, device: str
+    images: npt.NDArray[Any],
+    basis: SteerableBasis,
+    optics: Optics | None,
+    device: str,
+    batch: int,
 ) -> StackSums:
     """Work through a block batch by batch."""
     total: CoefficientSums | None = None
-    for start in range(0, len(images), BATCH):
-        some = slice(start, start + BATCH)
+    for start in range(0, len(images), batch):
+        some = slice(start, start + batch)
         there = to_device(images[some], device)
         given = expand_images(there, basis, optics and optics[some])
         sums = sum_coefficients(given.coefs, basis, given.power, given.which)
@@ -287,7 +328,7 @@ def _principal_components(blocks: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
     return variance[:, :n_ranks], vectors
 
 
-def _pad(rows: Sequence[Doubles], filler: float = 0.0) -> Doubles:
+def _pad(rows: Sequence[npt.NDArray[Any]], filler: float = 0.0) -> Doubles:
     table = np.full((len(rows), max(map(len, rows))), filler)
     for target, row in zip(table, rows, strict=True):
         target[: len(row)] = row
@@ -332,40 +373,72 @@ def denoise(images: Any, params: Cwf, model: xr.Dataset, *, optics: Optics | Non
     -------
     (n, h, h) float32
     """
-    xp, known = array_namespace(images), model.attrs
-    basis = find_basis(known["box_px"], known)
-    noise_variance = known["noise_variance"] if params.sigma == "auto" else params.sigma**2
-    mean, factors = model["mean_coefficient"].values, _factors(model, basis)
+    xp = array_namespace(images)
+    sigma = params.sigma
+    noise_variance = model.attrs["noise_variance"] if sigma == "auto" else sigma**2
+    known = _prepare(_Same(model), noise_variance)
+    mean = xp.asarray(known.mean)
     result = xp.empty(images.shape, np.float32)
-    for start in range(0, len(images), BATCH):
-        some = slice(start, start + BATCH)
-        given = expand_images(images[some], basis, optics and optics[some])
-        coefs = filter_coefficients(
-            given.coefs,
-            basis,
-            given.power,
-            given.which,
-            mean=mean,
-            factors=factors,
-            noise_variance=noise_variance,
+    batch = BATCH if xp is np else batch_size(images.shape[1:])
+    for start in range(0, len(images), batch):
+        some = slice(start, start + batch)
+        given = expand_images(images[some], known.basis, optics and optics[some])
+        weights = filter_coefficients(
+            given.coefs, known.basis, given.power, given.which, known.profile
         )
-        terms = evaluate(coefs, basis)
+        terms = evaluate(weights, known.basis) + mean
         if given.ctfs is not None and params.ctf == "keep":
             terms *= given.ctfs[xp.asarray(given.which)]
         result[some] = to_images(terms, images.shape[1:])
-    result += np.float32(known["background"])
+    result += np.float32(model.attrs["background"])
     return result
 
 
-def _factors(model: xr.Dataset, basis: SteerableBasis) -> list[Doubles]:
-    """Return F of each order's covariance F Fᵀ, without the columns that are nothing."""
+class _Filter(NamedTuple):
+    """What a model is for a level of noise.
+
+    Parameters
+    ----------
+    basis
+        Of the components, as long as their deviation in units of the noise.
+    profile : float64 array, shape (n_r,)
+        The mean at the nodes of the basis.
+    mean : complex64 array, shape (1, h, w // 2 + 1)
+        Its half plane.
+    """
+
+    basis: SteerableBasis
+    profile: Doubles
+    mean: npt.NDArray[np.complex64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A model that is equal to itself alone, so that what is made of it can be kept beside it."""
+
+    model: xr.Dataset
+
+    def __hash__(self) -> int:
+        return id(self.model)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.model is self.model
+
+
+@lru_cache(maxsize=2)
+def _prepare(same: _Same, noise_variance: float) -> _Filter:
+    model = same.model
+    basis = find_basis(model.attrs["box_px"], model.attrs)
+    mean = model["mean_coefficient"].values
+    coefs = np.zeros((1, len(basis.orders)), np.complex64)
+    coefs[:, basis.slices[0]] = mean
     factors = []
     for place, variance, vectors in zip(
         basis.slices, model["variance"].values, model["vector"].values, strict=True
     ):
-        kept = variance > 0
-        factors.append(vectors[: place.stop - place.start, kept] * np.sqrt(variance[kept]))
-    return factors
+        factors.append(vectors[: place.stop - place.start] * np.sqrt(variance))
+    components = combine(basis, scale_factors(factors, noise_variance))
+    return _Filter(components, basis.radial[0] @ mean, evaluate(coefs, basis))
 
 
 METHOD = Method(

@@ -1,4 +1,4 @@
-"""Wiener filters of small blocks of coefficients, one of each image, on one CPU core.
+"""Small symmetric systems of equations for coefficients, of each image, on one CPU core.
 
 Eight images are solved side by side, each in its own lane, so that an image's bits do not depend on
 those beside it, and matrices of any size fill the vectors.
@@ -23,20 +23,19 @@ from emdask.kernels.lanes_cpu import (
 )
 from emdask.kernels.row_products_cpu import PANEL, add_products, pack_panels
 
-__all__ = ["filter_orders"]
+__all__ = ["solve_orders"]
 
 Floats = npt.NDArray[np.float32]
 
 
-def filter_orders(
+def solve_orders(
     coefs: npt.NDArray[np.complex64],
     places: Sequence[slice],
-    factors: Sequence[npt.NDArray[Any]],
-    rows: Sequence[npt.NDArray[Any]],
+    radial: Sequence[npt.NDArray[Any]],
     power: npt.NDArray[Any],
     which: npt.NDArray[np.intp],
 ) -> npt.NDArray[np.complex64]:
-    """Return F (1 + M)⁻¹ Fᵀ of the coefficients of each order, M that of the image's CTF.
+    """Solve (1 + G) z = t for the coefficients t of each order, G that of the image's CTF.
 
     Parameters
     ----------
@@ -44,11 +43,9 @@ def filter_orders(
         In C order.
     places
         Of each order's coefficients.
-    factors
-        For each order F, (n_q, rank).
-    rows
-        For each order, (rank, n_r): the elements of M are sums of products of two rows, weighted by
-        the squared CTF.
+    radial
+        For each order, (n_r, n_q): the elements of G are sums of products of two columns, weighted
+        by the squared CTF.
     power : array, shape (m, n_r)
         The squared CTFs that differ.
     which : int array, shape (n,)
@@ -58,50 +55,36 @@ def filter_orders(
     -------
     complex64 array, shape (n, n_coefs)
     """
-    filtered = np.zeros_like(coefs)
-    if len(coefs):
-        _filter_orders(
-            coefs.view(np.float32).reshape(*coefs.shape, 2),
+    solutions = coefs.copy()
+    if coefs.size:
+        _solve_orders(
+            solutions.view(np.float32).reshape(*coefs.shape, 2),
             np.array([place.start for place in places]),
-            np.array([factor.shape for factor in factors]),
-            np.concatenate([np.ravel(factor) for factor in factors]).astype(np.float32),
-            np.concatenate([np.ravel(own) for own in rows]).astype(np.float32),
+            np.array([own.shape[1] for own in radial]),
+            np.concatenate([np.ravel(own.T) for own in radial]).astype(np.float32),
             pack_panels(power.T),
             which.astype(np.int64),
-            filtered.view(np.float32).reshape(*coefs.shape, 2),
         )
-    return filtered
+    return solutions
 
 
 @compiled
-def _filter_orders(
-    parts: Any,
-    starts: Any,
-    shapes: Any,
-    factors: Floats,
-    rows: Floats,
-    panels: Any,
-    which: Any,
-    filtered: Any,
+def _solve_orders(
+    parts: Any, starts: Any, sizes: Any, rows: Floats, panels: Any, which: Any
 ) -> None:
-    n, n_panels, n_nodes = len(parts), len(panels), panels.shape[1]
-    of_factor, of_rows = 0, 0
-    for start, (size, rank) in zip(starts, shapes):  # noqa: B905
-        factor = factors[of_factor : of_factor + size * rank].reshape(size, rank)
-        samples = rows[of_rows : of_rows + rank * n_nodes].reshape(rank, n_nodes)
-        of_factor += size * rank
-        of_rows += rank * n_nodes
-        if rank == 0:
+    n_panels, n_nodes = panels.shape[:2]
+    at = 0
+    for start, size in zip(starts, sizes):  # noqa: B905
+        samples = rows[at : at + size * n_nodes].reshape(size, n_nodes)
+        at += size * n_nodes
+        if size == 0:
             continue
         pairs = _multiply_pairs(samples)
         lower = np.zeros((len(pairs), n_panels * PANEL), np.float32)
         add_products(
             pairs.reshape(-1), panels.reshape(-1), len(pairs), n_nodes, n_panels, lower.reshape(-1)
         )
-        weights = np.zeros((n, 2, rank), np.float32)
-        _project(parts, start, factor, weights)
-        _solve(lower, which, weights)
-        _expand(weights, factor, start, filtered)
+        _solve(lower, which, parts[:, start : start + size])
 
 
 @compiled
@@ -119,36 +102,9 @@ def _multiply_pairs(rows: Floats) -> Floats:
 
 
 @compiled
-def _project(parts: Any, start: int, factor: Floats, weights: Any) -> None:
-    size, rank = factor.shape
-    for i in range(len(parts)):
-        for q in range(size):
-            for part in range(2):
-                value = parts[i, start + q, part]
-                for r in range(rank):
-                    weights[i, part, r] += value * factor[q, r]
-
-
-@compiled
-def _expand(weights: Any, factor: Floats, start: int, filtered: Any) -> None:
-    size, rank = factor.shape
-    turned = np.ascontiguousarray(factor.T)
-    sums = np.empty((2, size), np.float32)
-    for i in range(len(weights)):
-        sums[:] = 0
-        for part in range(2):
-            for r in range(rank):
-                value = weights[i, part, r]
-                for q in range(size):
-                    sums[part, q] += value * turned[r, q]
-            for q in range(size):
-                filtered[i, start + q, part] = sums[part, q]
-
-
-@compiled
 def _solve(lower: Floats, which: Any, right: Any) -> None:
-    """Solve (1 + M) z = b for both parts of each image, in place, M a column of lower halves."""
-    n, _, rank = right.shape
+    """Solve (1 + G) z = t for both parts of each image, in place, G a column of lower halves."""
+    n, rank, _ = right.shape
     # Of the rows of the factor, and of both right-hand sides, which lie below it as two more rows.
     starts = np.array([i * (i + 1) // 2 for i in range(rank + 1)] + [0])
     starts[rank + 1] = starts[rank] + rank
@@ -162,19 +118,19 @@ def _solve(lower: Floats, which: Any, right: Any) -> None:
             for part in range(2):
                 for i in range(rank):
                     place = (starts[rank + part] + i) * N_LANES + lane
-                    lanes[place] = right[image, part, i]
+                    lanes[place] = right[image, i, part]
         _factor(lanes, starts, inverses, rank)
         for part in range(2):
             _substitute(lanes, starts, inverses, rank, starts[rank + part])
             for lane in range(min(N_LANES, n - first)):
                 for i in range(rank):
                     place = (starts[rank + part] + i) * N_LANES + lane
-                    right[first + lane, part, i] = lanes[place]
+                    right[first + lane, i, part] = lanes[place]
 
 
 @compiled
 def _factor(lanes: Floats, starts: Any, inverses: Floats, rank: int) -> None:
-    """Turn 1 + M into its Cholesky factor, with inverses of the diagonal, and solve downwards."""
+    """Turn 1 + G into its Cholesky factor, with inverses of the diagonal, and solve downwards."""
     one = broadcast(np.float32(1))
     zero = broadcast(np.float32(0))
     last = rank + 1
@@ -198,7 +154,7 @@ def _factor(lanes: Floats, starts: Any, inverses: Floats, rank: int) -> None:
             of_c = load(lanes, c + place) - of_c
             of_d = load(lanes, d + place) - of_d
             if i == j:
-                # A pivot of 1 + M is 1 or more, but for rounding.
+                # A pivot of 1 + G is 1 or more, but for rounding.
                 store(inverses, place, maximum(of_a + one, one))
                 for lane in range(place, place + N_LANES):
                     inverses[lane] = 1 / np.sqrt(inverses[lane])
