@@ -1,8 +1,8 @@
 """Covariance Wiener filtering: errors, CPU time and memory, beside ASPIRE in one run.
 
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/cwf.py [PROJECTIONS]
-        [--peer PYTHON] [--device cpu|cuda] [--images N] [--stream N] [--workers N]
-        [--folder FOLDER] [--quick] [--out FILE]
+        [--tables errors times stream] [--peer PYTHON] [--device cpu|cuda] [--images N]
+        [--stream N] [--workers N] [--folder FOLDER] [--quick] [--out FILE]
 
 PROJECTIONS is a folder that ``cwf_aspire.py project`` has written; without it a phantom is
 projected. ``--peer`` is a Python that has ASPIRE, whose covariance Wiener filter then gets the same
@@ -25,13 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
 from arguments import QUICK, errors_as_sentences, parse_count
@@ -40,9 +42,14 @@ from tables import describe_machine, table, write_lines
 import emdask
 from emdask.errors import MissingLibraryError
 from emdask.kernels.ctf import ctf_2d
+from emdask.lazy import read_images
 from emdask.stack import build_stack
 
-BOX_PX = 64
+TABLES = ("errors", "times", "stream")
+BOX_PX, QUICK_PX = 64, 32
+# What is timed: the prepared projections, and a phantom in a box twice as large, of a quarter as
+# many images; with CTF and without.
+TIMED = [(enlarged, with_ctf) for with_ctf in (False, True) for enlarged in (1, 2)]
 SNRS = (1.0, 0.2, 0.1, 0.05)
 # Where more is to be gained: an SNR, and for which numbers of images it is shown.
 FEW = {0.01: (100, 1000, 2000)}
@@ -52,7 +59,11 @@ OPTICS = {"voltage_kV": 200.0, "spherical_aberration_mm": 2.0, "amplitude_contra
 DEFOCI_A = np.linspace(15_000, 25_000, 7)
 CHUNK = 500
 # What ours is asked for, by the name of a column.
-WAYS: dict[str, dict[str, Any]] = {"emdask": {}}
+WAYS: dict[str, dict[str, Any]] = {
+    "emdask": {},
+    "noise estimated": {"sigma": "auto"},
+    "frobenius": {"shrinkage": "frobenius"},
+}
 STREAM_PX, STREAM_SAMPLE = 128, 200
 STREAM_CTF = {"defocus_A": (10_000.0, 25_000.0), "astigmatism_A": (0.0, 300.0)}
 # The parts of ours, by where they are called from.
@@ -122,11 +133,12 @@ def main() -> None:
     lines = ["# Covariance Wiener filtering", "", describe_machine("numpy", "scipy", "dask"), ""]
     lines += [QUICK, ""] if options.quick else []
     print("\n".join(lines), flush=True)
-    for part in (
-        lambda: error_lines(options),
-        *(lambda case=case: time_lines(*case, options) for case in timed_cases(options)),
-        lambda: stream_lines(options),
-    ):
+    parts = {
+        "errors": [lambda: error_lines(options)],
+        "times": [partial(time_lines, options, case) for case in TIMED],
+        "stream": [lambda: stream_lines(options)],
+    }
+    for part in chain.from_iterable(parts[name] for name in options.tables):
         found = [*part(), ""]
         lines += found
         print("\n".join(found), flush=True)
@@ -139,6 +151,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("projections", nargs="?", type=Path, help="folder of cwf_aspire.py project")
     parser.add_argument("--peer", type=Path, help="a Python that has ASPIRE")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES, help="which")
     parser.add_argument("--images", type=parse_count, default=4000, help="that are timed at 64 px")
     parser.add_argument("--rounds", type=parse_count, default=2, help="of timing")
     parser.add_argument("--stream", type=parse_count, default=20_000)
@@ -160,7 +173,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def load_sample(options: argparse.Namespace, n_images: int, with_ctf: bool) -> Sample:
     """Projections that were prepared, or else those of a phantom."""
     if options.projections is None:
-        return project_phantom(32 if options.quick else BOX_PX, n_images, with_ctf)
+        return project_phantom(QUICK_PX if options.quick else BOX_PX, n_images, with_ctf)
     kind = "ctf" if with_ctf else "noctf"
     given = np.load(options.projections / f"projections_{kind}_n{n_images}.npz")
     defocus_A = given["defocus_A"] if with_ctf else None
@@ -193,11 +206,27 @@ def add_noise(sample: Sample, snr: float) -> Noisy:
     return Noisy(sample, sample.seen + np.float32(np.sqrt(variance)) * noise, variance)
 
 
+class Held:
+    """Images in memory, which Dask neither copies nor hashes."""
+
+    def __init__(self, images: Array) -> None:
+        self.images = images
+        self.name = uuid.uuid4().hex
+
+    def __dask_tokenize__(self) -> str:
+        return self.name
+
+    def read(self, start: int, stop: int) -> Array:
+        """Return some of them."""
+        return self.images[start:stop]
+
+
 def as_stack(noisy: Noisy) -> xr.DataArray:
     """Label images, in chunks."""
     sample = noisy.sample
-    # No name from their contents: hashing them takes a part of the time of denoising them.
-    images = da.from_array(noisy.images, chunks=(CHUNK, -1, -1), name=False)
+    shape, dtype = noisy.images.shape, noisy.images.dtype
+    held = Held(noisy.images)
+    images = read_images(Held.read, held, shape=shape, dtype=dtype, chunk=CHUNK, name="held")
     attrs = {"pixel_size_A": sample.pixel_size_A}
     if sample.defocus_A is None:
         return build_stack(images, attrs=attrs)
@@ -236,11 +265,14 @@ def learn_here(noisy: Noisy, device: str = "cpu", **parameters: Any) -> xr.Datas
         return emdask.learn_denoiser(as_stack(noisy), "cwf", **settings).compute()
 
 
-def apply_here(noisy: Noisy, model: xr.Dataset, device: str = "cpu", **parameters: Any) -> Array:
-    """Apply ours in one thread."""
+def apply_here(
+    noisy: Noisy, model: xr.Dataset, device: str = "cpu", **parameters: Any
+) -> list[Array]:
+    """Apply ours in one thread; chunks, because putting them together is no part of it."""
     settings = {"sigma": float(np.sqrt(noisy.noise_variance)), "device": device} | parameters
+    denoised = emdask.denoise(as_stack(noisy), "cwf", model=model, **settings)
     with dask.config.set(scheduler="synchronous", num_workers=1):
-        return emdask.denoise(as_stack(noisy), "cwf", model=model, **settings).values
+        return list(dask.compute(*denoised.data.to_delayed().ravel()))
 
 
 def filter_here(noisy: Noisy, device: str = "cpu", **parameters: Any) -> tuple[Array, Seconds]:
@@ -250,13 +282,13 @@ def filter_here(noisy: Noisy, device: str = "cpu", **parameters: Any) -> tuple[A
     def learn(given: Noisy) -> xr.Dataset:
         return learn_here(given, device, **parameters)
 
-    def apply(given: Noisy, model: xr.Dataset) -> Array:
+    def apply(given: Noisy, model: xr.Dataset) -> list[Array]:
         return apply_here(given, model, device, **parameters)
 
     _, setup = seconds_of(lambda: apply(first, learn(first)), device)
     model, learning = seconds_of(lambda: learn(noisy), device)
-    found, applying = seconds_of(lambda: apply(noisy, model), device)
-    return found, Seconds(setup, learning, applying)
+    chunks, applying = seconds_of(lambda: apply(noisy, model), device)
+    return np.concatenate(chunks), Seconds(setup, learning, applying)
 
 
 def filter_by_peer(noisy: Noisy, python: Path) -> tuple[Array, Seconds]:
@@ -273,9 +305,10 @@ def filter_by_peer(noisy: Noisy, python: Path) -> tuple[Array, Seconds]:
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "images.npz", Path(folder) / "denoised.npy"
         np.savez(source, **given)
-        script = Path(__file__).with_name("cwf_aspire.py")
-        command = [python, script, "denoise", source, target]
-        run = subprocess.run(command, capture_output=True, text=True)
+        script = Path(__file__).resolve().with_name("cwf_aspire.py")
+        command = [python.absolute(), script, "denoise", source, target]
+        # It writes logs where it is run.
+        run = subprocess.run(command, capture_output=True, text=True, cwd=folder)
         if run.returncode:
             last = (run.stderr.strip().splitlines() or [""])[-1]
             raise MissingLibraryError(f"ASPIRE cannot be run by {python}: {last}")
@@ -288,7 +321,7 @@ def filter_by_peer(noisy: Noisy, python: Path) -> tuple[Array, Seconds]:
 
 def error_lines(options: argparse.Namespace) -> list[str]:
     """Errors by CTF, number of images and SNR."""
-    counts = (24, 40) if options.quick else (100, 1000, 2000, 4000)
+    counts = (40,) if options.quick else (100, 1000, 2000, 4000)
     samples = {
         (with_ctf, count): load_sample(options, count, with_ctf)
         for with_ctf in (False, True)
@@ -302,7 +335,7 @@ def error_lines(options: argparse.Namespace) -> list[str]:
             errors = errors_at(add_noise(sample, snr), truth, options)
             cells = [f"{value:.4f}" if value is not None else "" for value in errors]
             rows.append(["yes" if with_ctf else "no", f"{count}", f"{snr:g}", *cells])
-    head = ["CTF", "images", "SNR", *WAYS, "noise estimated", "told the truth", "ASPIRE"]
+    head = ["CTF", "images", "SNR", *WAYS, "told the truth", "ASPIRE"]
     what = "projections of a phantom" if options.projections is None else "projections given"
     size = samples[False, counts[0]].clean.shape[-1]
     return [f"relMSE, {what}, {size} px", "", *table(head, rows)]
@@ -311,33 +344,29 @@ def error_lines(options: argparse.Namespace) -> list[str]:
 def learn_truth(sample: Sample) -> xr.Dataset:
     """Mean and covariance of clean images: the model that the others cannot know."""
     clean = sample._replace(seen=sample.clean, defocus_A=None)
-    return learn_here(Noisy(clean, clean.clean, 1e-9 * float(np.mean(np.square(clean.clean)))))
+    noisy = Noisy(clean, clean.clean, 1e-9 * float(np.mean(np.square(clean.clean))))
+    return learn_here(noisy, shrinkage="frobenius")
 
 
 def errors_at(noisy: Noisy, truth: xr.Dataset, options: argparse.Namespace) -> list[float | None]:
-    """Errors of ours, of ours where it estimates the noise or is told the model, of the peer."""
+    """Errors of ours in all ways, of ours where it is told the model, of the peer."""
     device = options.device
-    ways: list[dict[str, Any]] = [*WAYS.values(), {"sigma": "auto"}]
-    found = [apply_here(noisy, learn_here(noisy, device, **way), device, **way) for way in ways]
-    found.append(apply_here(noisy, truth, device))
-    found.append(filter_by_peer(noisy, options.peer)[0] if options.peer else None)
+    models = [learn_here(noisy, device, **way) for way in WAYS.values()]
+    tried = zip([*models, truth], [*WAYS.values(), {}], strict=True)
+    found = [np.concatenate(apply_here(noisy, model, device, **way)) for model, way in tried]
+    found += [filter_by_peer(noisy, options.peer)[0] if options.peer else None]
     clean = noisy.sample.clean
     return [None if images is None else relative_error(images, clean) for images in found]
 
 
-def timed_cases(options: argparse.Namespace) -> list[tuple[str, Sample]]:
-    """What is timed: 64 px, and a quarter as many of 128 px of a phantom, with CTF and without."""
-    cases = []
-    for with_ctf in (False, True):
-        ctf = "CTF" if with_ctf else "no CTF"
-        small = load_sample(options, options.images, with_ctf)
-        large = project_phantom(2 * small.clean.shape[1], max(options.images // 4, 2), with_ctf)
-        cases += [(ctf, small), (ctf, large)]
-    return cases
-
-
-def time_lines(name: str, sample: Sample, options: argparse.Namespace) -> list[str]:
+def time_lines(options: argparse.Namespace, case: tuple[int, bool]) -> list[str]:
     """Seconds of ours and of the peer, pair by pair, and where ours go."""
+    enlarged, with_ctf = case
+    if enlarged == 1:
+        sample = load_sample(options, options.images, with_ctf)
+    else:
+        size = enlarged * (QUICK_PX if options.quick else BOX_PX)
+        sample = project_phantom(size, max(options.images // enlarged**2, 2), with_ctf)
     noisy = add_noise(sample, TIMED_SNR)
     ours, theirs = [], []
     for _ in range(options.rounds):
@@ -348,7 +377,8 @@ def time_lines(name: str, sample: Sample, options: argparse.Namespace) -> list[s
     n_images, _, size = sample.clean.shape
     unit = "CPU s" if options.device == "cpu" else "s"
     head = ["", f"setup, {unit}", "learn", "apply", "learn and apply", "ms an image", "relMSE"]
-    title = f"{n_images} images of {size} px, {name}, SNR {TIMED_SNR:g}, one thread"
+    ctf = "CTF" if with_ctf else "no CTF"
+    title = f"{n_images} images of {size} px, {ctf}, SNR {TIMED_SNR:g}, one thread"
     lines = [title, "", *table(head, rows), ""]
     if theirs:
         ratios = [peer[1].whole / own[1].whole for own, peer in zip(ours, theirs, strict=True)]
@@ -456,6 +486,7 @@ def stream_here(n_images: int, options: argparse.Namespace) -> Streamed:
     ):
         out, start = Path(folder) / "out.zarr", time.perf_counter()
         # What the workers have held and spent until each step is over.
+        made.images[:8].data.sum().compute()  # loads code, prepares the volume
         steps = [watch(client)]
         made.images[:n_first].data.sum().compute()
         steps.append(watch(client))

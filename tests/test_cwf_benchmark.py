@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,11 +61,11 @@ def test_errors_are_those_of_less_noise_and_of_the_truth(cwf: ModuleType) -> Non
     assert lines[0] == "relMSE, projections of a phantom, 32 px"
     head, rows = cells(lines[2]), [cells(line) for line in lines[4:]]
     assert [row[:3] for row in rows] == [
-        [ctf, n, snr] for ctf in ("no", "yes") for n in ("24", "40") for snr in ("1", "0.2")
+        [ctf, "40", snr] for ctf in ("no", "yes") for snr in ("1", "0.2")
     ]
     ours, told, peers = (head.index(name) for name in ("emdask", "told the truth", "ASPIRE"))
     for row in rows:
-        assert float(row[told]) < float(row[ours]) < 0.1
+        assert float(row[told]) < float(row[ours]) < 0.2
         assert row[peers] == ""
     for one, noisier in zip(rows[::2], rows[1::2], strict=True):
         assert float(one[ours]) < float(noisier[ours])
@@ -72,9 +73,8 @@ def test_errors_are_those_of_less_noise_and_of_the_truth(cwf: ModuleType) -> Non
 
 def test_times_of_ours_and_of_a_peer(cwf: ModuleType, peer: Path) -> None:
     options = cwf.parse_arguments(["--quick", "--peer", str(peer)])
-    sample = cwf.project_phantom(24, 12, with_ctf=True)
-    lines = cwf.time_lines("CTF", sample, options)
-    assert lines[0] == "12 images of 24 px, CTF, SNR 0.1, one thread"
+    lines = cwf.time_lines(options, (1, True))
+    assert lines[0] == "40 images of 32 px, CTF, SNR 0.1, one thread"
     ours, theirs = (cells(line) for line in lines[4:6])
     assert ours[0] == "emdask"
     assert float(ours[4]) > 0
@@ -83,6 +83,17 @@ def test_times_of_ours_and_of_a_peer(cwf: ModuleType, peer: Path) -> None:
     stages = {row[0]: float(row[1]) for row in map(cells, lines[11:])}
     assert [*stages] == [*cwf.STAGES, "all else"]
     assert sum(stages.values()) > 0
+
+
+def test_times_on_the_stand_in_for_a_card(cwf: ModuleType, cuda_on_host: Any) -> None:
+    cuda_on_host.strict = True
+    lines = cwf.time_lines(cwf.parse_arguments(["--quick", "--device", "cuda"]), (1, True))
+    on_card = cells(lines[4])
+    options = cwf.parse_arguments(["--quick"])
+    assert cells(lines[2])[1] == "setup, s"
+    assert float(on_card[-1]) == pytest.approx(
+        float(cells(cwf.time_lines(options, (1, True))[4])[-1]), abs=2e-4
+    )
 
 
 @pytest.mark.parametrize("with_ctf", [False, True])
