@@ -298,9 +298,10 @@ def _update(order: _Order, prior: Doubles) -> Doubles:
 
     told = order.filter(inverse @ order.sample @ inverse - inverse)
     deviation = _solve(apply, order.n_samples * (root.T @ told @ root), scaling)
-    spread, vectors = np.linalg.eigh(np.eye(len(deviation)) + (deviation + deviation.T) / 2)
-    vectors = root @ vectors
-    return np.asarray((vectors * np.maximum(spread, 0)) @ vectors.T)
+    change = root @ deviation @ root.T
+    # In plain coordinates: in those of P, what is cut off can weigh more than all that is known.
+    values, vectors = np.linalg.eigh(prior + (change + change.T) / 2)
+    return np.asarray((vectors * np.maximum(values, 0)) @ vectors.T)
 
 
 def _solve(apply: Callable[[Doubles], Doubles], right: Doubles, scaling: Doubles) -> Doubles:
