@@ -1,7 +1,24 @@
 """Steerable (Fourier-Bessel) expansion of images: turning an image shifts phases of coefficients.
 
 Zhao, Shkolnisky and Singer, "Fast steerable principal component analysis", IEEE Transactions on
-Computational Imaging 2 (2016) 1-12.
+Computational Imaging 2 (2016) 1-12. There sums over the Fourier grid are evaluated by non-uniform
+fast Fourier transforms; here they are short products of matrices, after folding by the symmetries
+of the square (`emdask.kernels.square_orbits`). For boxes of N px and frequencies up to b of 0.5 an
+image takes 0.18 N⁴ (2 b)⁴ operations, and the matrices, made at first use, 0.24 N⁴ (2 b)⁴ bytes
+each way: 62 MB at 128 px.
+
+How exact it is:
+
+- `expand` is the adjoint of `evaluate`, and mirrors images, to single precision (1e-6). It turns
+  them as exactly as they are band-limited and inside the disc: 1e-6 of the largest coefficient for
+  Gaussians of 3 px within half the radius of 32 px, which also come back to 1e-6 of their peak.
+- Functions are orthonormal in the plane, on the grid nearly so, because their tails leave the box.
+  With half the box as radius, at 32 and 64 px, white coefficients that are evaluated and expanded
+  come back with an error of 3 % (root mean square), white noise gives coefficients of its variance
+  to 3 % at worst, and singular values of all products lie in [0.81, 1.23]; the worst functions are
+  the last few of each order, which reach furthest. With 3/8 of the box: 0.5 %, 0.3 %, [0.96, 1.05].
+- Of the products of functions of one order with a radial filter, `sample_filters` gives the mean
+  over cosines and sines to 1e-4 of the largest.
 """
 
 from __future__ import annotations
@@ -10,13 +27,13 @@ import functools
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy.polynomial import chebyshev
+from numpy.polynomial import chebyshev, legendre
 from scipy import special
 
 from emdask.backend import array_namespace
@@ -32,7 +49,16 @@ from emdask.kernels.square_orbits import (
     unfold_real,
 )
 
-__all__ = ["SteerableBasis", "combine", "evaluate", "expand", "mirror", "rotate", "steerable_basis"]
+__all__ = [
+    "SteerableBasis",
+    "combine",
+    "evaluate",
+    "expand",
+    "mirror",
+    "rotate",
+    "sample_filters",
+    "steerable_basis",
+]
 
 Doubles = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -86,8 +112,8 @@ class SteerableBasis:
     def __reduce__(self) -> tuple[Any, ...]:
         """Three numbers, where these make it: once in a process."""
         own = (self.box_px, self.radius_px, self.band)
-        if self is _make_basis(*own):
-            return _make_basis, own
+        if self is _find_basis(*own):
+            return _find_basis, own
         return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
 
@@ -127,7 +153,13 @@ def steerable_basis(
     radius_px = box_px / 2 if radius_px is None else radius_px
     check_number("steerable basis", "radius_px", radius_px, 2, box_px / 2)
     check_number("steerable basis", "band", band, 2 / box_px, 0.5)
-    return _make_basis(int(box_px), float(radius_px), float(band))
+    return _find_basis(int(box_px), float(radius_px), float(band))
+
+
+def _find_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
+    # Threads wait for the one that makes it, or each would have another object.
+    with _MAKING:
+        return _make_basis(box_px, radius_px, band)
 
 
 @functools.lru_cache(maxsize=16)
@@ -220,6 +252,57 @@ def combine(basis: SteerableBasis, matrices: Sequence[Doubles]) -> SteerableBasi
         slices=_follow(sizes),
         radial=tuple(own @ matrix for own, matrix in zip(basis.radial, matrices, strict=True)),
     )
+
+
+def sample_filters(filters: Callable[[Doubles], Doubles], basis: SteerableBasis) -> Doubles:
+    """Return radial filters at the nodes of a basis, as images whose mean is left out have them.
+
+    An image knows a filter at the points of its own grid. Where the filter changes between rings
+    of points, or its rings are wider than the box, as those of a CTF of much defocus are, sums over
+    the grid are not the integrals that nodes stand for. So a value at a node is not that of the
+    filter there, but what gives the sum over the grid: it may lie outside the filter's range.
+
+    Parameters
+    ----------
+    filters
+        Takes frequencies, cycles a pixel, (m,), and returns the values of filters, (n, m).
+    basis
+        Whose nodes are meant.
+
+    Returns
+    -------
+    float64 array, shape (n, n_r)
+
+    Examples
+    --------
+    >>> basis = steerable_basis(32)
+    >>> h = sample_filters(lambda frequencies: np.exp(-9 * frequencies**2)[None], basis)[0]
+    >>> matrix = basis.radial[3].T @ (h[:, None] * basis.radial[3])
+    >>> matrix.shape, round(float(matrix[0, 0]), 3)
+    ((13, 13), 0.379)
+    """
+    frequencies, shares = _weigh_rings(basis.box_px, basis.band, len(basis.nodes) - 1)
+    values = np.asarray(filters(frequencies) @ shares)
+    return np.concatenate([values, np.zeros((len(values), 1))], axis=1)
+
+
+@functools.lru_cache(maxsize=16)
+def _weigh_rings(box_px: int, band: float, n: int) -> tuple[Doubles, Doubles]:
+    """Return the frequencies of the grid's rings but 0, (m,), and their shares of nodes, (m, n).
+
+    The sum over rings, as a measure, is projected on polynomials of a degree below n; products of
+    two functions are of no higher one, so that the quadrature gives their sums.
+    """
+    octant = find_octant(box_px, band)
+    squares = (octant.points**2).sum(axis=1)
+    rings, which = np.unique(squares, return_inverse=True)
+    counts = np.bincount(which, 4 * octant.weights)[1:]
+    frequencies = np.sqrt(rings[1:]) / box_px
+    at, _ = _place_nodes(n)
+    degrees = 2 * np.arange(n) + 1
+    ours, theirs = (legendre.legvander(2 * place - 1, n - 1) for place in (at, frequencies / band))
+    shares = (theirs * degrees) @ ours.T * counts[:, None]
+    return frequencies, shares / (2 * np.pi * at * (band * box_px) ** 2)
 
 
 def _follow(sizes: Sequence[int]) -> tuple[slice, ...]:

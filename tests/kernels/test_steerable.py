@@ -7,11 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from emdask.backend import why_no_cuda
 from emdask.errors import ParameterError
 from emdask.kernels import steerable
-from emdask.kernels.steerable import combine, evaluate, expand, mirror, rotate, steerable_basis
+from emdask.kernels.ctf import Optics
+from emdask.kernels.steerable import (
+    combine,
+    evaluate,
+    expand,
+    mirror,
+    rotate,
+    sample_filters,
+    steerable_basis,
+)
 from emdask.kernels.transforms import to_half_planes, to_images
 
 # Of what is stored in single precision.
@@ -68,6 +78,86 @@ def test_expanding_is_the_adjoint_of_evaluating(device: str, box_px: int, band: 
     products = ((expanded * coefs.conj()).real * counts(basis)).sum(1)
     scale = np.linalg.norm(images[0]) * np.linalg.norm(evaluated[0])
     np.testing.assert_allclose(products, (images * evaluated).sum((1, 2)), atol=SINGLE * scale)
+
+
+def sample_function(box_px: int, k: int, root: float, band: float) -> Any:
+    """The transform of one function about pixel ``box_px // 2``, on `numpy.fft.fft2`'s grid."""
+    y, x = np.meshgrid(*[np.fft.fftfreq(box_px)] * 2, indexing="ij")
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    values = special.jv(k, root * radius / band) * np.exp(1j * k * angle) * (radius < band)
+    return values * (-1j) ** k / (band * np.sqrt(np.pi) * abs(special.jv(k + 1, root)))
+
+
+@pytest.mark.parametrize(("box_px", "band"), [(24, 0.5), (25, 0.4)])
+def test_coefficients_are_those_of_bessel_functions(device: str, box_px: int, band: float) -> None:
+    basis = steerable_basis(box_px, band=band)
+    image = noise(1, box_px)
+    coefs = back(expand(to_half_planes(move(image, device)), basis))[0]
+    centred = np.fft.fft2(np.fft.ifftshift(image[0].astype("f8")))
+    for k in (0, 1, 2, 3, 4, 7, 10):
+        own = coefs[basis.slices[k]]
+        for value, root in zip(own, special.jn_zeros(k, len(own)), strict=True):
+            function = sample_function(box_px, k, root, band)
+            expected = (function.conj() * centred).sum() / box_px**2
+            np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("box_px", [32, 64])
+def test_images_inside_the_disc_are_in_the_span(device: str, box_px: int) -> None:
+    image = blobs(box_px)[None]
+    coefs = expand(to_half_planes(move(image, device)), steerable_basis(box_px))
+    again = back(to_images(evaluate(coefs, steerable_basis(box_px)), (box_px, box_px)))
+    np.testing.assert_allclose(again, image, atol=1e-5 * image.max())
+
+
+def gram(basis: steerable.SteerableBasis) -> Any:
+    """Products of all functions on the grid, cosines before sines, each of norm 1."""
+    n, first = len(basis.orders), basis.slices[0].stop
+    coefs = np.concatenate([np.eye(n), 1j * np.eye(n)[first:]]).astype("c8")
+    scale = np.sqrt(np.r_[counts(basis), counts(basis)[first:]])
+    found = expand(evaluate(coefs, basis), basis) / scale[:, None]
+    return np.concatenate([found.real, found.imag[:, first:]], 1) * scale
+
+
+@pytest.mark.parametrize(
+    ("radius_px", "root_mean_square", "variance", "singular"),
+    [(32, 0.028, 0.025, 0.24), (24, 0.006, 0.003, 0.05)],
+)
+def test_functions_are_as_nearly_orthonormal_as_is_said(
+    radius_px: float, root_mean_square: float, variance: float, singular: float
+) -> None:
+    basis = steerable_basis(64, radius_px=radius_px, band=0.4)
+    errors = gram(basis) - np.eye(2 * len(basis.orders) - basis.slices[0].stop)
+    assert np.linalg.norm(errors) / np.sqrt(len(errors)) < root_mean_square
+    # What white noise gives a coefficient.
+    assert abs(np.diag(errors)).max() < variance
+    assert np.linalg.norm(errors, 2) < singular
+
+
+def test_functions_at_the_nodes_are_orthonormal() -> None:
+    basis = steerable_basis(48, radius_px=20.0, band=0.4)
+    for radial in basis.radial:
+        products = radial[:-1].T @ radial[:-1]
+        np.testing.assert_allclose(products, np.eye(len(products)), atol=1e-11)
+
+
+@pytest.mark.parametrize(("box_px", "band"), [(32, 0.5), (33, 0.5), (40, 0.3)])
+def test_filters_at_the_nodes_are_those_on_the_grid(box_px: int, band: float) -> None:
+    """Also of a CTF whose rings are wider than the box; an order's cosines and sines differ."""
+    basis = steerable_basis(box_px, band=band)
+    optics = Optics(pixel_size_A=2.0, defocus_u_A=2e4, defocus_v_A=2e4)
+    on_grid = (optics.ctf((box_px, box_px), 0) ** 2).astype("f4")
+    on_grid[0, 0] = 0
+    at_nodes = sample_filters(optics.power, basis)[0]
+    for place, radial in zip(basis.slices[::4], basis.radial[::4], strict=True):
+        units = np.eye(len(basis.orders), dtype="c8")[place]
+        cosines, sines = (
+            expand(evaluate(part, basis) * on_grid, basis)[:, place] for part in (units, 1j * units)
+        )
+        parts = (cosines.real, sines.imag) if place.start else (cosines.real,)
+        expected = np.mean(parts, axis=0)
+        found = radial.T @ (at_nodes[:, None] * radial)
+        np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
 
 
 @pytest.mark.parametrize("box_px", [32, 33])
