@@ -13,14 +13,15 @@ image's bits do not depend on those beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace
-from emdask.kernels.row_products import multiply_rows, pack_matrix
+from emdask.kernels.row_products import ROWS_ON_CARD, multiply_rows, pack_matrix
 from emdask.kernels.steerable import SteerableBasis
 
 __all__ = ["filter_coefficients", "scale_factors"]
@@ -32,6 +33,8 @@ LEAST_NOISE = 1e-6
 # Components of less than this part of the noise are left out: each adds at most its square to the
 # error, in the noise's units, and time grows with the third power of their number.
 LEAST_COMPONENT = 1e-2
+# Elements of the systems of equations that are solved together on a card: 128 MiB.
+ELEMENTS_ON_CARD = 1 << 24
 
 
 def scale_factors(factors: Sequence[Doubles], noise_variance: float) -> list[Doubles]:
@@ -106,37 +109,71 @@ def filter_coefficients(
     if place.stop:
         means = multiply_rows(_to(xp, power * profile), pack_matrix(basis.radial[0], xp))
         centred[:, place] -= means[xp.asarray(which)]
-    return _twin(xp)(centred, basis.slices, basis.radial, power, which)
-
-
-def _twin(xp: Any) -> Callable[..., Any]:
     if xp is not np:
-        return _solve_on_card
+        return _solve_on_card(centred, basis, power, which)
     from emdask.kernels.steerable_wiener_cpu import solve_orders
 
-    return solve_orders
+    return solve_orders(centred, basis.slices, basis.radial, power, which)
 
 
 def _to(xp: Any, array: Any) -> Any:
     return xp.asarray(np.ascontiguousarray(array, np.float32))
 
 
-def _solve_on_card(
-    coefs: Any, places: Sequence[slice], radial: Sequence[Doubles], power: Doubles, which: Any
-) -> Any:
-    """Solve as `solve_orders` does, one order after the other."""
+# --- Cards ----------------------------------------------------------------------------------------
+
+
+class _Group(NamedTuple):
+    """Orders whose blocks are filled up to one size.
+
+    Parameters
+    ----------
+    places : int array, shape (n_orders, size)
+        Coefficients of each, then the number of all.
+    pairs : float32 array, shape (n_r, n_orders * size * size)
+        Products of the functions at the nodes.
+    """
+
+    places: Any
+    pairs: Any
+
+
+def _solve_on_card(coefs: Any, basis: SteerableBasis, power: Doubles, which: Any) -> Any:
+    """Solve as `solve_orders` does, all orders of a size at once."""
     xp = array_namespace(coefs)
-    solutions, squares, own = xp.empty_like(coefs), _to(xp, power), xp.asarray(which)
-    for place, columns in zip(places, radial, strict=True):
-        size = columns.shape[1]
-        if size == 0:
-            continue
-        one, other = np.tril_indices(size)
-        lower = multiply_rows(squares, pack_matrix(columns[:, one] * columns[:, other], xp))
-        matrices = xp.empty((len(own), size, size))
-        matrices[:, one, other] = matrices[:, other, one] = lower[own]
-        matrices += xp.eye(size)
-        parts = xp.stack([coefs[:, place].real, coefs[:, place].imag], 2).astype(np.float64)
-        parts = xp.linalg.solve(matrices, parts)
-        solutions[:, place] = parts[..., 0] + 1j * parts[..., 1]
-    return solutions
+    squares = _to(xp, power)[xp.asarray(which)]
+    parts = xp.zeros((len(coefs), coefs.shape[1] + 1, 2))
+    parts[:, :-1, 0], parts[:, :-1, 1] = coefs.real, coefs.imag
+    for places, pairs in _group_orders(basis, xp, xp.cuda.Device().id):
+        n_orders, size = places.shape
+        # Always as many images, or a library might round otherwise.
+        n_rows = min(ROWS_ON_CARD, max(1, ELEMENTS_ON_CARD // pairs.shape[1]))
+        rows = xp.zeros((n_rows, len(pairs)), np.float32)
+        for start in range(0, len(coefs), n_rows):
+            some = slice(start, start + n_rows)
+            n = len(squares[some])
+            rows[:n] = squares[some]
+            matrices = (rows @ pairs)[:n].reshape(n, n_orders, size, size).astype(np.float64)
+            matrices += xp.eye(size)
+            parts[some, places] = xp.linalg.solve(matrices, parts[some, places])
+    return (parts[:, :-1, 0] + 1j * parts[:, :-1, 1]).astype(np.complex64)
+
+
+@functools.lru_cache(maxsize=4)
+def _group_orders(basis: SteerableBasis, xp: Any, card: int) -> tuple[_Group, ...]:
+    sizes = np.array([own.shape[1] for own in basis.radial])
+    rounded = np.where(sizes > 0, 2 ** np.ceil(np.log2(np.maximum(sizes, 1))), 0).astype(int)
+    groups = []
+    for size in np.unique(rounded[rounded > 0]):
+        members = np.flatnonzero(rounded == size)
+        places = np.full((len(members), size), len(basis.orders))
+        columns = np.zeros((len(members), size, len(basis.nodes)))
+        for i, k in enumerate(members):
+            places[i, : sizes[k]] = np.arange(basis.slices[k].start, basis.slices[k].stop)
+            columns[i, : sizes[k]] = basis.radial[k].T
+        pairs = columns[:, :, None] * columns[:, None, :]
+        pairs = np.moveaxis(pairs, -1, 0).reshape(len(basis.nodes), -1)
+        groups.append(_Group(xp.asarray(places), _to(xp, pairs)))
+    # Other threads use them on streams of their own.
+    xp.cuda.get_current_stream().synchronize()
+    return tuple(groups)
