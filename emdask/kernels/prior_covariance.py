@@ -37,7 +37,7 @@ __all__ = ["bayes_covariance", "fit_powers"]
 Doubles = npt.NDArray[np.float64]
 
 # As many samples as the prior counts for, where the signal stands above the noise.
-STRENGTH = 35.0
+STRENGTH = 20.0
 # Radii of the discs, in parts of that of the basis, and the width of their soft edges in pixels.
 DISCS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 EDGE_PX = 2.0
