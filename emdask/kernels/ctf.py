@@ -154,8 +154,8 @@ class Optics:
         constant = np.deg2rad(v["phase_shift_deg"]) + np.arcsin(v["amplitude_contrast"])
         phase = (np.pi * wavelength_A * middle - aberration * k2) * k2 + constant
         swing = np.pi * wavelength_A * (v["defocus_u_A"] - v["defocus_v_A"]) / 2 * k2
-        envelope = np.exp(-v["b_factor_A2"] * k2 / 2)
-        power = envelope * (1 - np.cos(2 * phase) * special.j0(2 * swing)) / 2
+        blur = special.j0(2 * swing) if swing.any() else 1.0
+        power = np.exp(-v["b_factor_A2"] * k2 / 2) * (1 - np.cos(2 * phase) * blur) / 2
         n_images = max((len(value) for value in self.varying().values()), default=1)
         return np.broadcast_to(power, (n_images, power.shape[1]))
 

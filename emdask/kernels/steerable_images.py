@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
 from emdask.kernels.reductions import mean_of_pixels
-from emdask.kernels.steerable import SteerableBasis, expand
+from emdask.kernels.steerable import SteerableBasis, expand, sample_filters
 from emdask.kernels.transforms import to_half_planes
 
 __all__ = ["Expansion", "expand_images"]
@@ -28,8 +29,8 @@ class Expansion(NamedTuple):
     ctfs : float32 array, shape (m, h, w // 2 + 1)
         The CTFs that differ; None where there is none.
     power : float64 array, shape (m, n_r)
-        Their squares at the nodes of the basis, means over directions, or ones; at the last node,
-        frequency 0, less than nothing: it takes away what the mean of the image would have told.
+        Their squares, means over directions, or ones, as `emdask.kernels.steerable.sample_filters`
+        gives them.
     """
 
     coefs: Any
@@ -58,14 +59,17 @@ def expand_images(images: Any, basis: SteerableBasis, optics: Optics | None) -> 
     Expansion
     """
     xp = array_namespace(images)
-    centred = (images - mean_of_pixels(images)[:, None, None]).astype(np.float32)
-    terms = to_half_planes(centred)
+    means = mean_of_pixels(images).astype(np.result_type(images.dtype, np.float32))
+    terms = to_half_planes(images - means[:, None, None])
     which, ctfs = np.zeros(len(images), np.intp), None
-    power = np.ones((1, len(basis.nodes)))
+    power: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = _pass_all
     if optics is not None:
         few, which = optics.distinct(len(images))
         ctfs = few.ctfs(images.shape[1:], int(which.max(initial=0)) + 1, xp)
         terms *= ctfs[xp.asarray(which)]
-        power = few.power(basis.nodes).copy()
-    power[:, -1] *= -1
-    return Expansion(expand(terms, basis), which, ctfs, power)
+        power = few.power
+    return Expansion(expand(terms, basis), which, ctfs, sample_filters(power, basis))
+
+
+def _pass_all(frequencies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.ones((1, len(frequencies)))
