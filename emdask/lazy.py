@@ -370,6 +370,7 @@ def learn_model(
     name: str,
     device: str = "cpu",
     optics: Optics | None = None,
+    known: Mapping[str, Any] | None = None,
     bad_pixels: str = "raise",
 ) -> Delayed:
     """Learn a method's model in one pass: sums of each chunk, combined as a tree, finalized.
@@ -388,6 +389,8 @@ def learn_model(
         "auto", "cpu" or "cuda", where the sums are made; resolved on the worker.
     optics
         Of all images, for methods that take them; None where they are not known.
+    known
+        More attributes of the model: what is known of the images.
     bad_pixels
         As of `map_images`.
 
@@ -401,7 +404,8 @@ def learn_model(
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
     ends = np.cumsum(images.chunks[0])
     blocks = images.to_delayed().ravel()
-    token = tokenize(images.name, image_ids, method, params, device, optics, bad_pixels)
+    about = {**(known or {}), "method": name, **_plain(asdict(params))}
+    token = tokenize(images.name, image_ids, method, params, device, optics, about, bad_pixels)
     sum_block = partial(
         _sum_block,
         chunk=learn.chunk,
@@ -426,7 +430,7 @@ def learn_model(
             )
     total = _combine_tree(learn.combine, sums, f"{name}-combine-{token}")
     return delayed(_finalize)(
-        learn.finalize, total, params, name, dask_key_name=f"{name}-model-{token}"
+        learn.finalize, total, params, about, dask_key_name=f"{name}-model-{token}"
     )
 
 
@@ -461,10 +465,12 @@ def _sum_block(
         return chunk[where](images, image_ids, params, n_images, **along)
 
 
-def _finalize(finalize: Callable[..., Any], sums: Any, params: Any, name: str) -> Any:
+def _finalize(
+    finalize: Callable[..., Any], sums: Any, params: Any, about: Mapping[str, Any]
+) -> Any:
     with one_blas_thread:
         model = finalize(sums, params)
-    return model.assign_attrs(method=name, **_plain(asdict(params)))
+    return model.assign_attrs(about)
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -225,6 +225,9 @@ def test_micrographs_and_other_sizes_are_refused() -> None:
     model = emdask.learn_denoiser(stack[:100], "cwf").compute()
     with pytest.raises(ParameterError, match="cwf: images must be of the model's size, 32 x 32"):
         emdask.denoise(stack[:, 4:28, 4:28], "cwf", model=model)
+    coarse = stack.assign_attrs(pixel_size_A=4.0)
+    with pytest.raises(ParameterError, match=r"cwf: pixels must be as large as the model's, 3 Å"):
+        emdask.denoise(coarse, "cwf", model=model)
 
 
 @pytest.mark.parametrize(
