@@ -479,27 +479,25 @@ def stream_here(n_images: int, options: argparse.Namespace) -> Streamed:
     settings: dict[str, Any] = {"sigma": 1.0, "device": options.device}
     target = "cuda" if options.device == "cuda" else "local"
     n_workers = {} if target == "cuda" else {"n_workers": options.workers}
-    n_first = min(n_images, max(n_images // 20, 8))
     with (
         emdask.connect(target, quiet=True, **n_workers) as client,
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
     ):
         out, start = Path(folder) / "out.zarr", time.perf_counter()
         # What the workers have held and spent until each step is over.
-        made.images[:8].data.sum().compute()  # loads code, prepares the volume
+        client.run(prepare)
         steps = [watch(client)]
-        made.images[:n_first].data.sum().compute()
-        steps.append(watch(client))
         model = emdask.learn_denoiser(made.images, "cwf", **settings).compute()
         steps.append(watch(client))
         emdask.save_stack(emdask.denoise(made.images, "cwf", model=model, **settings), out)
         steps.append(watch(client))
         clock = time.perf_counter() - start
         found = emdask.open_stack(out)[:STREAM_SAMPLE].values
-    simulated, learnt, applied = np.diff([cpu for _, cpu in steps]).tolist()
-    memory = [held for held, _ in steps[1:]]
+    learnt, applied = np.diff([cpu for _, cpu in steps]).tolist()
+    memory = [held for held, _ in steps]
     error = stream_error(found, particle, made)
-    return Streamed(*memory, simulated * n_images / n_first, learnt, applied, clock, error)
+    simulating = seconds_of(lambda: made.images[: len(found)].values)[1] / len(found)
+    return Streamed(*memory, simulating * n_images, learnt, applied, clock, error)
 
 
 def stream_error(found: Array, particle: xr.DataArray, made: xr.Dataset) -> float:
@@ -511,6 +509,12 @@ def stream_error(found: Array, particle: xr.DataArray, made: xr.Dataset) -> floa
     )
     scale = np.vdot(seen, made.clean[:n_found].values) / np.vdot(seen, seen)
     return relative_error(found, scale * plain)
+
+
+def prepare() -> None:
+    """Load the code of a worker."""
+    importlib.import_module("emdask.denoisers.cwf")
+    importlib.import_module("emdask.simulators")
 
 
 def watch(client: Any) -> tuple[float, float]:
