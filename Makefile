@@ -49,6 +49,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/projection.py
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/reconstruction.py
+	$(BIN)/python benchmarks/cwf.py --tables errors times
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/pipeline.py --device cpu
 
@@ -64,6 +65,7 @@ gpu: .venv/installed-dev
 	$(BIN)/python benchmarks/bm3d_gpu.py --out $(RESULTS)/bm3d_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/ksvd_gpu.py --out $(RESULTS)/ksvd_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/projection_gpu.py --out $(RESULTS)/projection_gpu.md || figures=$$?; \
+	$(BIN)/python benchmarks/cwf.py --device cuda --tables times --out $(RESULTS)/cwf_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/pipeline.py --device cuda --out $(RESULTS)/pipeline_gpu.md || figures=$$?; \
 	$(BIN)/python benchmarks/pipeline.py --device cuda --method copy --out $(RESULTS)/pipeline_gpu_copy.md || figures=$$?; \
 	$(BIN)/python benchmarks/codecs.py --out $(RESULTS)/codecs_gpu_machine.md || figures=$$?; \
