@@ -41,6 +41,9 @@ class Learn:
         gets None for the model where they do not.
     shared
         Parameters that must be those of the model.
+    check
+        ``(model, params, stack) -> None``: raises where a model does not suit a stack or the
+        parameters that the user gave; None where any does.
     """
 
     chunk: Mapping[str, Callable[..., Any]]
@@ -48,6 +51,7 @@ class Learn:
     finalize: Callable[..., Any]
     wanted: Callable[[Any], bool] | None = None
     shared: tuple[str, ...] = ()
+    check: Callable[[Any, Any, Any], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

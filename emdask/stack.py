@@ -330,6 +330,19 @@ def _one_or_all(value: Any) -> Any:
     return float(values.ravel()[0]) if same else values
 
 
+def is_whitened(stack: xr.DataArray) -> bool:
+    """Whether the noise of the images has been made white, and not been coloured again.
+
+    Examples
+    --------
+    >>> stack = as_stack(np.zeros((1, 4, 4)))
+    >>> is_whitened(stack), is_whitened(stack.assign_attrs(add_provenance({}, "whiten", {})))
+    (False, True)
+    """
+    steps = [entry["step"] for entry in stack.attrs.get("provenance", ())]
+    return [step for step in steps if step in ("whiten", "unwhiten")][-1:] == ["whiten"]
+
+
 def add_provenance(
     attrs: Mapping[str, Any], step: str, parameters: Mapping[str, Any]
 ) -> dict[str, Any]:

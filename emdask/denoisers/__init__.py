@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,16 @@ from emdask.io import open_model
 from emdask.kernels.ctf import Optics
 from emdask.lazy import BAD_PIXELS, learn_model, map_images
 from emdask.method import Method, learns, resolve_method
-from emdask.stack import add_provenance, as_stack, image_ids, like_input, optics_of
+from emdask.stack import (
+    add_provenance,
+    as_stack,
+    image_ids,
+    is_whitened,
+    like_input,
+    optics_of,
+)
 
 FAMILY = __name__
-PIXEL_SIZE = "pixel_size_A"
-# As far as pixel sizes of one microscope are calibrated.
-SAME_SIZE = 0.01
 
 
 def denoise(
@@ -79,8 +82,8 @@ def denoise(
     device = check_device(device, name, record.apply)
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
-    params = complete_params(record, params, source)
     model = _check_model(model, name, record, params, source)
+    params = complete_params(record, params, source)
     optics = optics_of(source) if record.takes_optics else None
     if learns(record, params) and model is None:
         model = _learn(source, name, record, params, optics, device, bad_pixels)
@@ -174,25 +177,14 @@ def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.D
             rule = f"{shared} must be that of the model, {model.attrs[shared]!r}"
             given = getattr(params, shared)
             require(given == model.attrs[shared], name, rule, given, f"Pass {shared} as well.")
-        _check_size(model, name, stack)
+        if record.learn is not None and record.learn.check is not None:
+            record.learn.check(model, params, stack)
         return model.load()
     is_delayed = isinstance(model, Delayed)
     require(is_delayed, name, "model must be a dataset, or a path of one", type(model).__name__)
     of_method, is_model, _ = str(model.key).partition("-model-")
     require(not is_model or of_method == name, name, other, of_method)
     return model
-
-
-def _check_size(model: xr.Dataset, name: str, stack: xr.DataArray) -> None:
-    """Refuse images whose box or pixels are not those of a model that says its box."""
-    if (box_px := model.attrs.get("box_px")) is None:
-        return
-    rule = f"images must be of the model's size, {box_px} x {box_px} pixels"
-    require(stack.shape[1:] == (box_px, box_px), name, rule, stack.shape[1:])
-    if PIXEL_SIZE in model.attrs and PIXEL_SIZE in stack.attrs:
-        learnt, given = float(model.attrs[PIXEL_SIZE]), float(stack.attrs[PIXEL_SIZE])
-        rule = f"pixels must be as large as the model's, {learnt:g} Å"
-        require(math.isclose(learnt, given, rel_tol=SAME_SIZE), name, rule, given)
 
 
 def _learn(
@@ -205,6 +197,7 @@ def _learn(
     bad_pixels: str,
 ) -> Any:
     there = record.learn.chunk if record.learn is not None else ()
+    known = {key: value for key, value in stack.attrs.items() if key == "pixel_size_A"}
     return learn_model(
         stack.data,
         image_ids(stack),
@@ -213,6 +206,6 @@ def _learn(
         name=name,
         device=device if device in ("auto", *there) else "cpu",
         optics=optics,
-        known={key: stack.attrs[key] for key in (PIXEL_SIZE,) if key in stack.attrs},
+        known=known | {"whitened": is_whitened(stack)},
         bad_pixels=bad_pixels,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -13,7 +14,7 @@ import xarray as xr
 
 from emdask.backend import array_namespace, run_on, to_device
 from emdask.blocks_cuda import batch_size, working_bytes
-from emdask.checks import check_choice, check_number, check_sigma, sentence
+from emdask.checks import check_choice, check_number, check_sigma, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.covariance import (
     CoefficientSums,
@@ -28,11 +29,16 @@ from emdask.kernels.steerable_wiener import filter_coefficients, scale_factors
 from emdask.kernels.transforms import to_images
 from emdask.kernels.whitening import corner_mask
 from emdask.method import Learn, Method, parameter
+from emdask.stack import CORRECTED, ctf_state, is_whitened, optics_of
 
 # Frequencies up to that of a box of so many pixels are worked on: the basis of it takes 84 MB, and
 # time and memory grow with the fourth power.
 LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
+# As far as pixel sizes of one microscope are calibrated.
+SAME_SIZE = 0.01
+# Parameters that a model has and that play no part beside it.
+SETTLED = ("shrinkage", "radius_px", "max_frequency")
 SHRINKAGES = ("bayes", "frobenius", "operator")
 N_EIGENIMAGES = 32
 # Components of less variance than this part of the strongest one are nothing.
@@ -144,7 +150,7 @@ def complete(params: Cwf, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> C
         raise StackError(sentence("cwf", "needs particle images, not micrographs", remedy=remedy))
     if height != width or width < LEAST_BOX_PX:
         rule = f"images must be square, of at least {LEAST_BOX_PX} x {LEAST_BOX_PX} pixels"
-        raise StackError(sentence("cwf", rule, f"{width} x {height}", remedy))
+        raise StackError(sentence("cwf", rule, (width, height), remedy * (height != width)))
     radius_px = width / 2 if params.radius_px == "auto" else params.radius_px
     check_number("cwf", "radius_px", radius_px, 2, width / 2)
     frequency = params.max_frequency
@@ -152,6 +158,38 @@ def complete(params: Cwf, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> C
         frequency = 0.5 * min(1, LARGEST_BOX_PX / width)
     check_number("cwf", "max_frequency", frequency, 2 / width, 0.5)
     return replace(params, radius_px=radius_px, max_frequency=frequency)
+
+
+def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
+    """Refuse images that are not of the kind that a model was learnt from.
+
+    Raises
+    ------
+    ParameterError
+        If they have another box or pixel size, another kind of CTF or noise, or if parameters are
+        given that the model has settled otherwise.
+    """
+    known = model.attrs
+    box_px = known["box_px"]
+    rule = f"images must be of the model's size, {box_px} x {box_px} pixels"
+    require(stack.shape[1:] == (box_px, box_px), "cwf", rule, stack.shape[1:])
+    if "pixel_size_A" in known and "pixel_size_A" in stack.attrs:
+        learnt, given = float(known["pixel_size_A"]), float(stack.attrs["pixel_size_A"])
+        rule = f"pixels must be as large as the model's, {learnt:g} Å"
+        require(math.isclose(learnt, given, rel_tol=SAME_SIZE), "cwf", rule, given)
+    for name in SETTLED:
+        own, value = known[name], getattr(params, name)
+        rule = f"{name} is settled by the model, {own!r}"
+        require(value in (own, getattr(Cwf(), name)), "cwf", rule, value, "Leave it out.")
+    has_ctf = optics_of(stack) is not None
+    if ctf_state(stack) != CORRECTED:
+        words = ("not known", "known")
+        rule = f"the model was learnt from images whose CTF is {words[bool(known['with_ctf'])]}"
+        require(has_ctf == bool(known["with_ctf"]), "cwf", rule, words[has_ctf])
+    white = is_whitened(stack)
+    rule = f"the model was learnt from images {'not ' * (not known['whitened'])}made white before"
+    remedy = "Whiten these alike: whiten(), --whiten."
+    require(white == bool(known["whitened"]), "cwf", rule, remedy=remedy)
 
 
 def find_basis(box_px: int, params: Mapping[str, Any]) -> SteerableBasis:
@@ -171,6 +209,8 @@ class StackSums(NamedTuple):
         Of the expansion.
     box_px
         Side of an image.
+    with_ctf
+        Whether their CTFs are known.
     n_images
         How many.
     background, square
@@ -179,6 +219,7 @@ class StackSums(NamedTuple):
 
     coefficients: CoefficientSums
     box_px: int
+    with_ctf: bool
     n_images: int
     background: float
     square: float
@@ -239,7 +280,9 @@ def _add_up(
     corners = images[:, corner_mask(images.shape[1:])].astype(np.float64)
     background, square = corners.mean(axis=1), corners.var(axis=1, ddof=corners.shape[1] > 1)
     assert total is not None
-    return StackSums(total, basis.box_px, len(images), background.sum(), square.sum())
+    return StackSums(
+        total, basis.box_px, optics is not None, len(images), background.sum(), square.sum()
+    )
 
 
 def add_stack_sums(a: StackSums, b: StackSums) -> StackSums:
@@ -247,6 +290,7 @@ def add_stack_sums(a: StackSums, b: StackSums) -> StackSums:
     return StackSums(
         add_sums(a.coefficients, b.coefficients),
         a.box_px,
+        a.with_ctf,
         a.n_images + b.n_images,
         a.background + b.background,
         a.square + b.square,
@@ -302,6 +346,7 @@ def finish(sums: StackSums, params: Cwf) -> xr.Dataset:
         },
         attrs={
             "box_px": sums.box_px,
+            "with_ctf": sums.with_ctf,
             "n_images": sums.n_images,
             "background": float(background),
             "noise_variance": float(noise_variance),
@@ -448,6 +493,7 @@ METHOD = Method(
         chunk={"cpu": sum_images, "cuda": partial(sum_images, device="cuda")},
         combine=add_stack_sums,
         finalize=finish,
+        check=check_model,
     ),
     complete=complete,
     takes_optics=True,

@@ -225,9 +225,26 @@ def test_micrographs_and_other_sizes_are_refused() -> None:
     model = emdask.learn_denoiser(stack[:100], "cwf").compute()
     with pytest.raises(ParameterError, match="cwf: images must be of the model's size, 32 x 32"):
         emdask.denoise(stack[:, 4:28, 4:28], "cwf", model=model)
-    coarse = stack.assign_attrs(pixel_size_A=4.0)
-    with pytest.raises(ParameterError, match=r"cwf: pixels must be as large as the model's, 3 Å"):
-        emdask.denoise(coarse, "cwf", model=model)
+
+
+def test_a_model_serves_images_of_its_kind_alone() -> None:
+    stack, _ = simulated(400, 0.1)
+    model = emdask.learn_denoiser(stack[:100], "cwf").compute()
+    others = [
+        (stack.assign_attrs(pixel_size_A=4.0), "pixels must be as large as the model's, 3 Å"),
+        (simulated(400, 0.1, "round")[0], "from images whose CTF is not known; got 'known'"),
+        (emdask.whiten(stack), "from images not made white before. Whiten these alike"),
+    ]
+    for other, message in others:
+        with pytest.raises(ParameterError, match=f"cwf: .*{message}"):
+            emdask.denoise(other, "cwf", model=model)
+    with pytest.raises(ParameterError, match="cwf: radius_px is settled by the model"):
+        emdask.denoise(stack, "cwf", model=model, radius_px=12)
+    emdask.denoise(stack, "cwf", model=model, radius_px=16)
+    with_ctf, _ = simulated(400, 0.1, "round")
+    model = emdask.learn_denoiser(with_ctf[:100], "cwf").compute()
+    with pytest.raises(ParameterError, match="images whose CTF is known; got 'not known'"):
+        emdask.denoise(stack, "cwf", model=model)
 
 
 @pytest.mark.parametrize(
