@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from emdask.cli import app
+from emdask.denoisers import denoise
 from emdask.io import open_stack, open_volume, save_stack, save_volume
 from emdask.kernels.masks import mask_from_volume
 from emdask.metrics import fsc
@@ -97,6 +98,14 @@ def test_without_half_maps_there_is_one_volume(folder):
     expected = reconstruct(open_stack("in.star"), half_maps=False).compute().volume
     scale = float(abs(expected).max())
     np.testing.assert_allclose(open_volume("map.zarr").values, expected.values, atol=1e-5 * scale)
+
+
+def test_denoised_images_are_not_judged_without_a_word(folder):
+    save_stack(denoise(open_stack("in.star"), "gaussian", width_px=1.0), "clean.zarr")
+    code, out, err = call("reconstruct", "clean.zarr", "map.mrc")
+    assert (code, err) == (0, "")
+    assert "These images were denoised (gaussian)" in out
+    assert "their FSC and resolution mean nothing" in out
 
 
 def test_curves_are_those_of_the_metrics(folder):
