@@ -46,39 +46,65 @@ NODE_STEP = 3
 PRIOR_STEPS = 24
 # Logarithm of the least power, in parts of the largest.
 LEAST_LOG = -28.0
-# Of the orders to which powers are fitted: all below the first number, then one in so many.
-ALL_BELOW = 16
-ORDER_STEP = 2
+# To so many orders powers are fitted: all of the lowest, and fewer the higher they are.
+N_FITTED = 24
 # Of the prior of the second estimate: weights of neighbours by distance, and of the first prior.
 NEIGHBOURS = {-2: 0.5, -1: 1.0, 1: 1.0, 2: 0.5}
 FIRST_PART = 0.3
 # Conjugate gradients: residual in parts of the right-hand side, and most steps.
-TOLERANCE = 1e-6
+TOLERANCE = 1e-4
 MOST_STEPS = 200
+# The least variance of a component of the prior that counts, in parts of the noise.
+LEAST_SIGNAL = 3e-3
 # The least noise, in parts of the mean power of a coefficient: matrices stay regular.
 LEAST_NOISE = 1e-9
 # The least eigenvalue of the mean of h hᵀ that counts, in parts of the largest.
-LEAST_PART = 1e-9
+LEAST_PART = 1e-7
 LEAST_BESSEL = 1e-200
 
 
 class _Order(NamedTuple):
     """What the images tell of one angular order.
 
-    The mean over images of products of two filters is a sum of few: of the eigenvectors of h hᵀ.
+    The mean over images of products of two filters is a sum between radial nodes, weighted by
+    `pairs`, the mean of h hᵀ; or a sum of few filter matrices, each of one of its eigenvectors,
+    `parts`.
     """
 
     sample: Doubles
     noise: Doubles
-    filters: Doubles
+    radial: Doubles
+    pairs: Doubles
+    parts: Doubles
     n_samples: int
+    variance: float
+    filters: Doubles | None = None
 
     def filter(self, covariance: Doubles) -> Doubles:
         """Return mean(G C G) over the filters G of all images."""
+        if self.filters is None:
+            between = (self.radial @ covariance @ self.radial.T) * self.pairs
+            return np.asarray(self.radial.T @ between @ self.radial)
         size = len(covariance)
         filtered = (self.filters.reshape(-1, size) @ covariance).reshape(-1, size, size)
         beside = np.ascontiguousarray(filtered.transpose(1, 0, 2)).reshape(size, -1)
         return np.asarray(beside @ self.filters.reshape(-1, size))
+
+    def prepared(self) -> _Order:
+        """Return it with filter matrices, if these are less work; to filter often."""
+        n_nodes, size = self.radial.shape
+        if self.parts.shape[1] * size**2 > n_nodes * (n_nodes + size):
+            return self
+        filters = (self.parts.T[:, None, :] * self.radial.T) @ self.radial
+        return self._replace(filters=np.asarray(filters))
+
+    def within(self, vectors: Doubles) -> _Order:
+        """Return what is told of images in the span of orthonormal vectors: their coefficients."""
+        return self._replace(
+            sample=vectors.T @ self.sample @ vectors,
+            noise=vectors.T @ self.noise @ vectors,
+            radial=self.radial @ vectors,
+        )
 
     def invert(self, covariance: Doubles) -> Doubles:
         """Return the inverse of what is expected of the sample, given the covariance."""
@@ -153,9 +179,10 @@ def _gather(
     for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
         noise = radial.T @ (power[:, None] * radial)
         noise += LEAST_NOISE * np.trace(noise) * np.eye(len(noise))
-        filters = np.stack([radial.T @ (part[:, None] * radial) for part in parts.T])
         n_samples = n_images * (1 if k == 0 else 2)
-        orders.append(_Order(sample, variance * noise, filters, n_samples))
+        orders.append(
+            _Order(sample, variance * noise, radial, power_pairs, parts, n_samples, variance)
+        )
     return orders
 
 
@@ -184,8 +211,8 @@ def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubl
     F⁻¹ u_i is less than what is expected, u_iᵀ F⁻¹ u_i. Nesterov's momentum, begun anew where it
     leads downhill, saves three steps of four.
     """
-    used = [*range(min(ALL_BELOW, len(orders))), *range(ALL_BELOW, len(orders), ORDER_STEP)]
-    orders, components = [orders[k] for k in used], [components[k] for k in used]
+    used = np.unique(np.geomspace(1, len(orders), N_FITTED).astype(int)) - 1
+    orders, components = [orders[k].prepared() for k in used], [components[k] for k in used]
     scale = max(float(np.trace(own.noise)) / len(own.noise) for own in orders)
     logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
     floor, ceiling = logs[0] + LEAST_LOG, logs[0] + 50
@@ -280,15 +307,16 @@ def _mix(
 def _update(order: _Order, prior: Doubles) -> Doubles:
     """Return the covariance C = P^½ (1 + D) P^½ of one order."""
     values, vectors = np.linalg.eigh(prior)
-    kept = values > LEAST_NOISE * max(values[-1], np.finfo(np.float64).tiny)
+    kept = values > LEAST_SIGNAL * order.variance
     if not kept.any():
         return np.zeros_like(prior)
-    root = vectors[:, kept] * np.sqrt(values[kept])
-    inverse = order.invert(prior)
+    values, vectors = values[kept], vectors[:, kept]
+    order = order.within(vectors).prepared()
+    inverse = order.invert(np.diag(values))
     # In these coordinates filters alike in all images make the equations diagonal.
-    typical = order.filters[-1]
-    strengths, turn = np.linalg.eigh(root.T @ typical @ inverse @ typical @ root)
-    root = root @ turn
+    typical = (np.sqrt(values)[:, None] * order.radial.T * order.parts[:, -1]) @ order.radial
+    strengths, turn = np.linalg.eigh(typical @ inverse @ typical.T)
+    root = np.sqrt(values)[:, None] * turn
     scaling = order.n_samples * np.multiply.outer(strengths, strengths) + STRENGTH
 
     def apply(deviation: Doubles) -> Doubles:
@@ -300,7 +328,8 @@ def _update(order: _Order, prior: Doubles) -> Doubles:
     deviation = _solve(apply, order.n_samples * (root.T @ told @ root), scaling)
     change = root @ deviation @ root.T
     # In plain coordinates: in those of P, what is cut off can weigh more than all that is known.
-    values, vectors = np.linalg.eigh(prior + (change + change.T) / 2)
+    values, turn = np.linalg.eigh(np.diag(values) + (change + change.T) / 2)
+    vectors = vectors @ turn
     return np.asarray((vectors * np.maximum(values, 0)) @ vectors.T)
 
 
