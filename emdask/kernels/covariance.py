@@ -142,17 +142,28 @@ def sum_coefficients(
     """
     xp = array_namespace(coefs)
     parts = xp.concatenate([coefs.real, coefs.imag]).astype(np.float64)
-    products = [_lower(parts[:, own].T @ parts[:, own]) for own in basis.slices]
     zeroth = parts[: len(coefs), basis.slices[0]]
     counts = np.bincount(which, minlength=len(power)).astype(np.float64)
     return CoefficientSums(
         n_images=len(coefs),
         first=to_host(zeroth.sum(axis=0)),
-        products=to_host(xp.concatenate(products)),
+        products=to_host(_multiply(parts, basis)),
         first_by_power=to_host(xp.ascontiguousarray(zeroth.T @ xp.asarray(power[which]))),
         power=counts @ power,
         power_products=_lower((power * counts[:, None]).T @ power),
     )
+
+
+def _multiply(parts: Any, basis: SteerableBasis) -> Any:
+    """Return the lower halves of the products of each order's columns."""
+    xp = array_namespace(parts)
+    if xp is np:
+        return np.concatenate([_lower(parts[:, own].T @ parts[:, own]) for own in basis.slices])
+    # A card has all products sooner than it begins those of each order.
+    size = len(basis.orders)
+    rows = [np.stack(_lower_half(own.stop - own.start)) + own.start for own in basis.slices]
+    one, other = xp.asarray(np.concatenate(rows, axis=1))
+    return (parts.T @ parts).reshape(-1)[one * size + other]
 
 
 def add_sums(one: CoefficientSums, other: CoefficientSums) -> CoefficientSums:
