@@ -31,8 +31,8 @@ from emdask.kernels.whitening import corner_mask
 from emdask.method import Learn, Method, parameter
 from emdask.stack import CORRECTED, ctf_state, is_whitened, optics_of
 
-# Frequencies up to that of a box of so many pixels are worked on: the basis of it takes 84 MB, and
-# time and memory grow with the fourth power.
+# Frequencies up to that of a box of so many pixels are worked on: the tables of its basis take 63 MB,
+# and time and memory grow with the fourth power.
 LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
 # As far as pixel sizes of one microscope are calibrated.
@@ -188,7 +188,7 @@ def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
         require(has_ctf == bool(known["with_ctf"]), "cwf", rule, words[has_ctf])
     white = is_whitened(stack)
     rule = f"the model was learnt from images {'not ' * (not known['whitened'])}made white before"
-    remedy = "Whiten these alike: whiten(), --whiten."
+    remedy = "Whiten these alike: whiten(), --whiten." if known["whitened"] else "Use unwhiten()."
     require(white == bool(known["whitened"]), "cwf", rule, remedy=remedy)
 
 

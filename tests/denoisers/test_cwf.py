@@ -233,7 +233,7 @@ def test_a_model_serves_images_of_its_kind_alone() -> None:
     others = [
         (stack.assign_attrs(pixel_size_A=4.0), "pixels must be as large as the model's, 3 Å"),
         (simulated(400, 0.1, "round")[0], "from images whose CTF is not known; got 'known'"),
-        (emdask.whiten(stack), "from images not made white before. Whiten these alike"),
+        (emdask.whiten(stack), "from images not made white before. Use unwhiten"),
     ]
     for other, message in others:
         with pytest.raises(ParameterError, match=f"cwf: .*{message}"):
