@@ -31,7 +31,7 @@ from emdask.kernels.whitening import corner_mask
 from emdask.method import Learn, Method, parameter
 from emdask.stack import CORRECTED, ctf_state, is_whitened, optics_of
 
-# Frequencies up to that of a box of so many pixels are worked on: the tables of its basis take 63 MB,
+# Frequencies up to that of a box of so many pixels are worked on: tables of its basis take 63 MB,
 # and time and memory grow with the fourth power.
 LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
