@@ -36,8 +36,11 @@ __all__ = ["bayes_covariance", "fit_powers"]
 
 Doubles = npt.NDArray[np.float64]
 
-# As many samples as the prior counts for, where the signal stands above the noise.
+# As many samples as the prior counts for, where the signal stands above the noise. Of six maps the
+# blocks lay as far from the prior as 5 to 100 would tell; few of a volume's components reach the
+# lowest orders, and these lie further from it than others.
 STRENGTH = 20.0
+LOWEST_STRENGTHS = (15.0, 8.0, 12.0)
 # Radii of the discs, in parts of that of the basis, and the width of their soft edges in pixels.
 DISCS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 EDGE_PX = 2.0
@@ -46,8 +49,10 @@ NODE_STEP = 3
 PRIOR_STEPS = 24
 # Logarithm of the least power, in parts of the largest.
 LEAST_LOG = -28.0
-# To so many orders powers are fitted: all of the lowest, and fewer the higher they are.
-N_FITTED = 24
+# Of the orders to which powers are fitted: all below a number, and about so many of the others.
+# Fewer would do for 1000 images; at SNR 0.01 and 20 images each order is missed.
+ALL_BELOW = 16
+N_ABOVE = 35
 # Of the prior of the second estimate: weights of neighbours by distance, and of the first prior.
 NEIGHBOURS = {-2: 0.5, -1: 1.0, 1: 1.0, 2: 0.5}
 FIRST_PART = 0.3
@@ -78,6 +83,7 @@ class _Order(NamedTuple):
     parts: Doubles
     n_samples: int
     variance: float
+    strength: float
     filters: Doubles | None = None
 
     def filter(self, covariance: Doubles) -> Doubles:
@@ -180,8 +186,11 @@ def _gather(
         noise = radial.T @ (power[:, None] * radial)
         noise += LEAST_NOISE * np.trace(noise) * np.eye(len(noise))
         n_samples = n_images * (1 if k == 0 else 2)
+        strength = LOWEST_STRENGTHS[k] if k < len(LOWEST_STRENGTHS) else STRENGTH
         orders.append(
-            _Order(sample, variance * noise, radial, power_pairs, parts, n_samples, variance)
+            _Order(
+                sample, variance * noise, radial, power_pairs, parts, n_samples, variance, strength
+            )
         )
     return orders
 
@@ -211,7 +220,8 @@ def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubl
     F⁻¹ u_i is less than what is expected, u_iᵀ F⁻¹ u_i. Nesterov's momentum, begun anew where it
     leads downhill, saves three steps of four.
     """
-    used = np.unique(np.geomspace(1, len(orders), N_FITTED).astype(int)) - 1
+    step = max(1, math.ceil((len(orders) - ALL_BELOW) / N_ABOVE))
+    used = [k for k in range(len(orders)) if k < ALL_BELOW or (k - ALL_BELOW) % step == 0]
     orders, components = [orders[k].prepared() for k in used], [components[k] for k in used]
     scale = max(float(np.trace(own.noise)) / len(own.noise) for own in orders)
     logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
@@ -317,12 +327,12 @@ def _update(order: _Order, prior: Doubles) -> Doubles:
     typical = (np.sqrt(values)[:, None] * order.radial.T * order.parts[:, -1]) @ order.radial
     strengths, turn = np.linalg.eigh(typical @ inverse @ typical.T)
     root = np.sqrt(values)[:, None] * turn
-    scaling = order.n_samples * np.multiply.outer(strengths, strengths) + STRENGTH
+    scaling = order.n_samples * np.multiply.outer(strengths, strengths) + order.strength
 
     def apply(deviation: Doubles) -> Doubles:
         told = inverse @ order.filter(root @ deviation @ root.T) @ inverse
         told = root.T @ order.filter(told) @ root
-        return np.asarray(order.n_samples * told + STRENGTH * deviation)
+        return np.asarray(order.n_samples * told + order.strength * deviation)
 
     told = order.filter(inverse @ order.sample @ inverse - inverse)
     deviation = _solve(apply, order.n_samples * (root.T @ told @ root), scaling)

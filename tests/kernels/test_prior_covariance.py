@@ -89,7 +89,7 @@ def test_bessel_functions_are_those_of_scipy():
 
 
 def test_components_of_one_disc_add_up_to_white_noise_in_it(basis):
-    """All frequencies of equal power, seen through the largest disc, leave functions in it alone."""
+    """All frequencies of equal power, seen through the largest disc, leave all inside as it is."""
     components = prior_covariance._make_components(basis)
     n = components[0].shape[1] // len(prior_covariance.DISCS)
     for own in components[:6]:
