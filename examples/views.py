@@ -73,7 +73,7 @@ class Row(NamedTuple):
 def main(
     source: str = "",
     *,
-    n_images: int = 1000,
+    n_images: int = 800,
     n_directions: int = 80,
     n_turns: int = 15,
     bm3d: bool = True,
