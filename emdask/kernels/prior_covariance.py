@@ -47,7 +47,9 @@ EDGE_PX = 2.0
 # One frequency in so many radial nodes: spectra of what is confined to the disc are no finer.
 NODE_STEP = 3
 PRIOR_STEPS = 24
-# Logarithm of the least power, in parts of the largest.
+# As many samples as a power must explain to be: those of few images at low SNR are chance.
+LEAST_EVIDENCE = 0.5
+# Logarithm of the least power, in parts of what they begin with.
 LEAST_LOG = -28.0
 # Of the orders to which powers are fitted: all below a number, and about so many of the others.
 # Fewer would do for 1000 images; at SNR 0.01 and 20 images each order is missed.
@@ -199,7 +201,9 @@ def _gather(
 
 
 def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubles:
-    """Return the power of each component that is most likely, given all orders.
+    """Return the power s of each component that is most likely, given all orders.
+
+    Before the images are seen, its density falls as s^(-LEAST_EVIDENCE / 2).
 
     Parameters
     ----------
@@ -230,6 +234,7 @@ def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubl
     for _ in range(PRIOR_STEPS):
         found, expected = _compare(orders, components, np.exp(ahead))
         tiny = np.finfo(np.float64).tiny
+        expected += LEAST_EVIDENCE * np.exp(-ahead)
         ratio = np.log(np.maximum(found, tiny)) - np.log(np.maximum(expected, tiny))
         step = np.clip(ahead + ratio, floor, ceiling)
         if (np.exp(ahead) * (found - expected)) @ (step - logs) < 0:

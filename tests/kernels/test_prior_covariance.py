@@ -105,7 +105,7 @@ def test_powers_are_found_that_explain_the_samples(basis):
     flat = np.ones((1, len(basis.nodes)))
     samples = _moments(blocks, flat, basis, 0.5)
     pairs = np.ones((len(basis.nodes),) * 2)
-    orders = prior_covariance._gather(samples, flat[0], pairs, 1000, basis, 0.5)
+    orders = prior_covariance._gather(samples, flat[0], pairs, 10**5, basis, 0.5)
     found = fit_powers(orders, components)
     assert (found >= 0).all()
     for own, block in zip(components[:8], blocks, strict=False):
@@ -211,3 +211,13 @@ def test_where_no_ctf_lets_anything_through_nothing_is_estimated(basis):
     samples = [np.eye(radial.shape[1]) for radial in basis.radial]
     blocks = _estimate(samples, np.zeros((1, len(basis.nodes))), 10, basis, 1.0)
     assert not any(block.any() for block in blocks)
+
+
+def test_few_images_full_of_noise_are_hardly_taken_for_signal(basis, truth):
+    """At SNR 0.01 and 10 images nothing may be worse than the mean alone by more than a tenth."""
+    flat = np.ones((1, len(basis.nodes)))
+    variance = 30 * np.trace(truth[3]) / len(truth[3])
+    samples = _draw(_moments(truth, flat, basis, variance), 10, np.random.default_rng(6))
+    blocks = _estimate(samples, flat, 10, basis, variance)
+    nothing = [np.zeros_like(own) for own in truth]
+    assert _risk(blocks, truth, variance) < 1.1 * _risk(nothing, truth, variance)
