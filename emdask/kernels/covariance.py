@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace, to_host
+from emdask.kernels.conjugate_gradients import solve_equations
 from emdask.kernels.prior_covariance import bayes_covariance
 from emdask.kernels.shrinkage import shrink_frobenius, shrink_operator, subtract_noise
 from emdask.kernels.steerable import SteerableBasis
@@ -348,26 +349,14 @@ def _whitening(radial: Doubles, power: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def _solve(radial: Doubles, pairs: Doubles, right: Doubles, inverse: Doubles) -> Doubles:
-    """Solve mean(G C G) = right for C by conjugate gradients, preconditioned by the mean filter."""
-
-    def apply(matrix: Doubles) -> Doubles:
-        return np.asarray(radial.T @ ((radial @ matrix @ radial.T) * pairs) @ radial)
-
-    solution, residual = np.zeros_like(right), right.copy()
-    small = TOLERANCE * np.linalg.norm(right)
-    steered = inverse @ residual @ inverse
-    direction, size = steered, np.vdot(residual, steered)
-    for _ in range(MOST_STEPS):
-        if np.linalg.norm(residual) <= small:
-            break
-        image = apply(direction)
-        step = size / np.vdot(direction, image)
-        solution = solution + step * direction
-        residual = residual - step * image
-        steered = inverse @ residual @ inverse
-        size, previous = np.vdot(residual, steered), size
-        direction = steered + size / previous * direction
-    return solution
+    """Solve mean(G C G) = right for C, preconditioned by the mean filter."""
+    return solve_equations(
+        lambda matrix: np.asarray(radial.T @ ((radial @ matrix @ radial.T) * pairs) @ radial),
+        right,
+        lambda residual: inverse @ residual @ inverse,
+        tolerance=TOLERANCE,
+        most_steps=MOST_STEPS,
+    )
 
 
 def _positive(matrix: Doubles) -> Doubles:

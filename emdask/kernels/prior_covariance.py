@@ -23,13 +23,14 @@ Many images outweigh any prior: what remains is generalised least squares.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from emdask.kernels.conjugate_gradients import solve_equations
 from emdask.kernels.steerable import SteerableBasis
 
 __all__ = ["bayes_covariance", "fit_powers"]
@@ -129,36 +130,37 @@ def bayes_covariance(
 ) -> list[Doubles]:
     """Estimate the covariance of images without CTF and noise, for any number of them.
 
-    Parameters
-    ----------
-    samples
-        For each order, float64 (n_q, n_q): mean over images of the real part of t tᴴ, where t are
-        coefficients of images times their CTF, less their mean in order 0.
-    power : float64 array, shape (n_r,)
-        Mean of h, the squared CTF at the nodes of the basis.
-    power_pairs : float64 array, shape (n_r, n_r)
-        Mean of h hᵀ.
-    n_images
-        How many images; each is one sample of order 0, and two of any other.
-    basis
-        What they were expanded in.
-    noise_variance
-        Of a pixel, 0 or more.
+        Parameters
+        ----------
+        samples
+            For each order, float64 (n_q, n_q): mean over images of the real part of t tᴴ, where t are
+            coefficients of images times their CTF, less their mean in order 0.
+        power : float64 array, shape (n_r,)
+            Mean of h, the squared CTF at the nodes of the basis.
+        power_pairs : float64 array, shape (n_r, n_r)
+            Mean of h hᵀ.
+        n_images
+            How many images; each is one sample of order 0, and two of any other.
+        basis
+            What they were expanded in.
+        noise_variance
+            Of a pixel, 0 or more.
 
-    Returns
-    -------
-    list of float64 arrays
-        For each order (n_q, n_q), symmetric, no eigenvalue below 0.
+        Returns
+        -------
+        list of float64 arrays
+            For each order (n_q, n_q), symmetric, no eigenvalue below 0.
 
-    Examples
-    --------
-    >>> from emdask.kernels.steerable import steerable_basis
-    >>> basis = steerable_basis(16)
-    >>> ones = np.ones(len(basis.nodes))
-    >>> samples = [np.eye(radial.shape[1]) for radial in basis.radial]
-    >>> blocks = bayes_covariance(samples, ones, np.outer(ones, ones), 1000, basis, 1.0)
-    >>> float(np.abs(blocks[2]).max()) < 0.05
-    True
+        Examples
+        --------
+        >>> from emdask.kernels.conjugate_gradients import solve_equations
+    from emdask.kernels.steerable import steerable_basis
+        >>> basis = steerable_basis(16)
+        >>> ones = np.ones(len(basis.nodes))
+        >>> samples = [np.eye(radial.shape[1]) for radial in basis.radial]
+        >>> blocks = bayes_covariance(samples, ones, np.outer(ones, ones), 1000, basis, 1.0)
+        >>> float(np.abs(blocks[2]).max()) < 0.05
+        True
     """
     if not power.any() or not (noise_variance > 0 or any(own.any() for own in samples)):
         return [np.zeros_like(own) for own in samples]
@@ -340,28 +342,15 @@ def _update(order: _Order, prior: Doubles) -> Doubles:
         return np.asarray(order.n_samples * told + order.strength * deviation)
 
     told = order.filter(inverse @ order.sample @ inverse - inverse)
-    deviation = _solve(apply, order.n_samples * (root.T @ told @ root), scaling)
+    deviation = solve_equations(
+        apply,
+        order.n_samples * (root.T @ told @ root),
+        lambda residual: residual / scaling,
+        tolerance=TOLERANCE,
+        most_steps=MOST_STEPS,
+    )
     change = root @ deviation @ root.T
     # In plain coordinates: in those of P, what is cut off can weigh more than all that is known.
     values, turn = np.linalg.eigh(np.diag(values) + (change + change.T) / 2)
     vectors = vectors @ turn
     return np.asarray((vectors * np.maximum(values, 0)) @ vectors.T)
-
-
-def _solve(apply: Callable[[Doubles], Doubles], right: Doubles, scaling: Doubles) -> Doubles:
-    """Solve apply(D) = right by conjugate gradients, preconditioned by a scaling of entries."""
-    solution, residual = np.zeros_like(right), right.copy()
-    steered = residual / scaling
-    direction, size = steered, np.vdot(residual, steered)
-    small = TOLERANCE**2 * size
-    for _ in range(MOST_STEPS):
-        if size <= small:
-            break
-        image = apply(direction)
-        step = size / np.vdot(direction, image)
-        solution = solution + step * direction
-        residual = residual - step * image
-        steered = residual / scaling
-        size, previous = np.vdot(residual, steered), size
-        direction = steered + size / previous * direction
-    return solution
