@@ -130,37 +130,36 @@ def bayes_covariance(
 ) -> list[Doubles]:
     """Estimate the covariance of images without CTF and noise, for any number of them.
 
-        Parameters
-        ----------
-        samples
-            For each order, float64 (n_q, n_q): mean over images of the real part of t tᴴ, where t are
-            coefficients of images times their CTF, less their mean in order 0.
-        power : float64 array, shape (n_r,)
-            Mean of h, the squared CTF at the nodes of the basis.
-        power_pairs : float64 array, shape (n_r, n_r)
-            Mean of h hᵀ.
-        n_images
-            How many images; each is one sample of order 0, and two of any other.
-        basis
-            What they were expanded in.
-        noise_variance
-            Of a pixel, 0 or more.
+    Parameters
+    ----------
+    samples
+        For each order, float64 (n_q, n_q): mean over images of the real part of t tᴴ, where t are
+        coefficients of images times their CTF, less their mean in order 0.
+    power : float64 array, shape (n_r,)
+        Mean of h, the squared CTF at the nodes of the basis.
+    power_pairs : float64 array, shape (n_r, n_r)
+        Mean of h hᵀ.
+    n_images
+        How many images; each is one sample of order 0, and two of any other.
+    basis
+        What they were expanded in.
+    noise_variance
+        Of a pixel, 0 or more.
 
-        Returns
-        -------
-        list of float64 arrays
-            For each order (n_q, n_q), symmetric, no eigenvalue below 0.
+    Returns
+    -------
+    list of float64 arrays
+        For each order (n_q, n_q), symmetric, no eigenvalue below 0.
 
-        Examples
-        --------
-        >>> from emdask.kernels.conjugate_gradients import solve_equations
-    from emdask.kernels.steerable import steerable_basis
-        >>> basis = steerable_basis(16)
-        >>> ones = np.ones(len(basis.nodes))
-        >>> samples = [np.eye(radial.shape[1]) for radial in basis.radial]
-        >>> blocks = bayes_covariance(samples, ones, np.outer(ones, ones), 1000, basis, 1.0)
-        >>> float(np.abs(blocks[2]).max()) < 0.05
-        True
+    Examples
+    --------
+    >>> from emdask.kernels.steerable import steerable_basis
+    >>> basis = steerable_basis(16)
+    >>> ones = np.ones(len(basis.nodes))
+    >>> samples = [np.eye(radial.shape[1]) for radial in basis.radial]
+    >>> blocks = bayes_covariance(samples, ones, np.outer(ones, ones), 1000, basis, 1.0)
+    >>> float(np.abs(blocks[2]).max()) < 0.05
+    True
     """
     if not power.any() or not (noise_variance > 0 or any(own.any() for own in samples)):
         return [np.zeros_like(own) for own in samples]
