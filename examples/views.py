@@ -1,13 +1,14 @@
 """Find the view of each image by the nearest reference: ``python examples/views.py [MAP]``.
 
-Images of a particle at SNR 0.05, each with its own CTF, are compared with references by the
-normalised correlation, after one treatment or another. The references are clean projections without
-CTF, or other images of the stack, whose views are known: as noisy, and treated as the rest. Without
-a map, a phantom is taken.
+Images of a particle at SNR 0.05, each with its own CTF, are compared with references after one
+treatment or another. The references are clean projections without CTF, or other images of the
+stack, whose views are known: as noisy, and treated as the rest. Without a map, a phantom is taken.
 
-A clean reference takes the noise of an image away by itself, so that no treatment gains much. Where
-the references are noisy too, much is gained, most if they alone are denoised: compared with the
-images as recorded, times the CTF of each.
+The nearest reference by the squared distance is rarely right unless the images are denoised: what
+is subtracted must have the strength of what it is subtracted from. A normalised correlation with a
+clean reference takes the noise away by itself, so that no treatment gains much. Where the
+references are noisy too, much is gained, most if they alone are denoised: compared with the images
+as recorded, times the CTF of each.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ CTF = {"defocus_A": (10_000, 30_000)}
 CUTOFF_PX, DISC = 8, 0.65
 REFERENCES_ALONE = "cwf of the references alone*"
 HEAD = f"""
-{"":32} clean references    images as references
-{"":32} correct     error     correct     error   error²"""
+{"":28}     clean references    clean references    images as references
+{"":28}     squared distance    correlation         correlation
+{"":28}     correct     error     correct     error     correct     error   error²"""
 
 
 class Sample(NamedTuple):
@@ -63,8 +65,19 @@ class Score(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Of one treatment; the last is the squared error of the images, relative to the truth."""
+    """Of one treatment.
 
+    Parameters
+    ----------
+    nearest
+        By the clean reference at the least squared distance.
+    clean_references, noisy_references
+        By the reference of the highest normalised correlation.
+    squared_error
+        Of the images, relative to the truth.
+    """
+
+    nearest: Score | None
     clean_references: Score
     noisy_references: Score
     squared_error: float | None = None
@@ -85,13 +98,13 @@ def main(
         volume = emdask.phantom(200, radius_A=58, width_A=(5, 8)).volume(64, 3.0)
     sample = simulate_sample(volume, n_images, spread_views(n_directions, n_turns))
     print(
-        f"{n_images} images of {volume.shape[0]} pixels at SNR {SNR} are given the most alike of "
+        f"{n_images} images of {volume.shape[0]} pixels at SNR {SNR} are given the nearest of "
         f"{sample.n_references} references: {n_directions} directions, {n_turns} turns of each.\n"
         "Correct: that of the nearest direction. Error: mean angle between the directions.\n"
         "Error²: of the treated images, relative to what they are without noise and CTF."
     )
     rows = treat_and_judge(sample, bm3d=bm3d)
-    print(HEAD, *(f"{name:32} {format_row(row)}" for name, row in rows.items()), sep="\n")
+    print(HEAD, *(f"{name:28} {format_row(row)}".rstrip() for name, row in rows.items()), sep="\n")
     print("* On the left clean ones. They are multiplied by the CTF of each image as recorded.")
     return rows
 
@@ -114,7 +127,7 @@ def treat_and_judge(sample: Sample, *, bm3d: bool) -> dict[str, Row]:
     }
     rows = {name: judge(images.values, sample) for name, images in treated.items()}
     denoised = sample._replace(truth=treated["cwf"].values)
-    rows[REFERENCES_ALONE] = Row(match_with_ctf(sample), match_with_ctf(denoised))
+    rows[REFERENCES_ALONE] = Row(None, match_with_ctf(sample), match_with_ctf(denoised))
     return rows
 
 
@@ -146,13 +159,16 @@ def simulate_sample(volume: xr.DataArray, n_images: int, reference_views: Array)
 
 def judge(images: Array, sample: Sample) -> Row:
     """Compare treated images with clean references, and with those among them."""
+    references = as_rows(sample.truth[: sample.n_references])
+    products = as_rows(images[sample.n_references :]) @ references.T
+    nearest = score_matches(2 * products - np.square(references).sum(axis=1), sample)
     asked = normalise(images[sample.n_references :])
     clean, noisy = (
         score_matches(asked @ normalise(references[: sample.n_references]).T, sample)
         for references in (sample.truth, images)
     )
     error = np.square(images - sample.truth).sum() / np.square(sample.truth).sum()
-    return Row(clean, noisy, float(error))
+    return Row(nearest, clean, noisy, float(error))
 
 
 def match_with_ctf(sample: Sample) -> Score:
@@ -203,10 +219,11 @@ def cut_disc(images: Array) -> Array:
 
 def format_row(row: Row) -> str:
     """Return the numbers of a row of the table."""
-    scores = (row.clean_references, row.noisy_references)
-    cells = [f"{score.correct:5.1f} % {score.error_deg:8.1f}°" for score in scores]
-    error = "" if row.squared_error is None else f"{row.squared_error:6.3f}"
-    return "    ".join([*cells, error]).rstrip()
+    scores = (row.nearest, row.clean_references, row.noisy_references)
+    cells = [
+        f"{score.correct:8.1f} % {score.error_deg:8.1f}°" if score else " " * 20 for score in scores
+    ]
+    return "".join(cells) + ("" if row.squared_error is None else f"{row.squared_error:9.3f}")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,7 @@ def test_views_are_found_by_what_cwf_makes_of_the_images(capsys):
         assert cwf.noisy_references.correct > 3 * row.noisy_references.correct, name
         assert cwf.noisy_references.error_deg < 0.75 * row.noisy_references.error_deg, name
         assert cwf.squared_error < row.squared_error / 8, name
+        assert cwf.nearest.correct > row.nearest.correct + 10, name
         if name not in ("as recorded", "phase_flip"):
             assert cwf.clean_references.correct > row.clean_references.correct + 5, name
     # Clean ones find the views without it, too.
