@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +23,15 @@ OPTICS_NEEDED = (
     *("pixel_size_A", "voltage_kV", "spherical_aberration_mm", "amplitude_contrast"),
     "defocus_u_A",
 )
+# What a CTF can be worked out from; the spherical aberration may be 0, as behind a corrector.
+Rule = tuple[str, Callable[[Any], Any]]
+POSITIVE: Rule = ("be more than 0", lambda values: values > 0)
+SHARE: Rule = ("lie in [0, 1]", lambda values: (values >= 0) & (values <= 1))
+POSSIBLE: Mapping[str, Rule] = {
+    "pixel_size_A": POSITIVE,
+    "voltage_kV": POSITIVE,
+    "amplitude_contrast": SHARE,
+}
 # What attribute ``ctf_state`` says of images that are not as they were recorded: as without CTF, or
 # multiplied by its sign.
 CORRECTED, PHASE_FLIPPED = "corrected", "phase_flipped"
@@ -224,8 +233,8 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
     ------
     StackError
         If there is a defocus without the pixel size or what is to be known of the microscope, if
-        one of these is not finite, or if RELION has flagged images as multiplied by the CTF, or
-        some of them, but not all, as phase-flipped.
+        one of these is not finite or is not possible, as a voltage of 0, or if RELION has flagged
+        images as multiplied by the CTF, or some of them, but not all, as phase-flipped.
 
     Examples
     --------
@@ -248,7 +257,8 @@ def optics_of(stack: xr.DataArray) -> Optics | None:
         rule = f"has defocus_u_A, but for the CTF {', '.join(missing)} must be known as well"
         remedy = f"Set it: stack.attrs[{missing[0]!r}] = ..."
         raise StackError(sentence("stack", rule, remedy=remedy))
-    values = {name: _one_or_all(value) for name, value in _finite(known).items()}
+    _check_possible(known)
+    values = {name: _one_or_all(value) for name, value in known.items()}
     return Optics(**values, phase_flipped=state == PHASE_FLIPPED)
 
 
@@ -312,16 +322,18 @@ def _read_flags(values: Iterable[Any]) -> list[tuple[Any, bool]]:
     return [(value, str(value) not in ("0", "0.0")) for value in values]
 
 
-def _finite(known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Refuse NaN and infinity, naming the first image."""
+def _check_possible(known: Mapping[str, Any]) -> None:
+    """Refuse what there is no CTF for, naming the first image."""
+    finite: Rule = ("be finite", np.isfinite)
     for name, value in known.items():
-        bad = np.flatnonzero(~np.isfinite(np.asarray(value, np.float64)))
-        if len(bad):
-            where = f"{name} of image {bad[0]}" if np.ndim(value) else name
-            got = float(np.ravel(value)[bad[0]])
-            remedy = "Set it, or leave these images out."
-            raise StackError(sentence("stack", f"{where} must be finite for the CTF", got, remedy))
-    return known
+        values = np.ravel(np.asarray(value, np.float64))
+        for rule, is_possible in (finite, POSSIBLE.get(name, finite)):
+            bad = np.flatnonzero(~is_possible(values))
+            if len(bad):
+                where = f"{name} of image {bad[0]}" if np.ndim(value) else name
+                rule = f"{where} must {rule} for the CTF"
+                remedy = "Set it, or leave these images out."
+                raise StackError(sentence("stack", rule, float(values[bad[0]]), remedy))
 
 
 def _one_or_all(value: Any) -> Any:

@@ -112,6 +112,38 @@ def test_optics_that_are_not_finite_are_refused(bad: float) -> None:
         optics_of(stack[:1].assign_attrs(voltage_kV=bad))
 
 
+@pytest.mark.parametrize(
+    ("name", "bad", "rule"),
+    [
+        *(("pixel_size_A", bad, "be more than 0") for bad in (0.0, -1.5)),
+        *(("voltage_kV", bad, "be more than 0") for bad in (0.0, -300.0)),
+        *(("amplitude_contrast", bad, r"lie in \[0, 1\]") for bad in (1.2, -0.1)),
+    ],
+)
+def test_optics_that_are_not_possible_are_refused(name: str, bad: float, rule: str) -> None:
+    stack = build_stack(da.zeros((3, 8, 8)), {"defocus_u_A": [1e4] * 3}, OPTICS)
+    known = stack.attrs[name]
+    with pytest.raises(StackError, match=rf"^stack: {name} must {rule} for the CTF; got {bad}\."):
+        denoise(stack.assign_attrs({name: bad}), "wiener")
+    of_each = stack.assign_coords({name: ("image", [known, bad, bad])})
+    message = rf"^stack: {name} of image 1 must {rule} for the CTF; got {bad}\. Set it, or"
+    with pytest.raises(StackError, match=message):
+        denoise(of_each, "wiener")
+    assert optics_of(of_each[:1]) is not None
+    # Of no matter where no CTF is asked for.
+    assert denoise(of_each, "gaussian").shape == stack.shape
+    assert optics_of(of_each.assign_attrs(ctf_state="corrected")) is None
+
+
+def test_optics_at_the_ends_of_what_is_possible_are_taken() -> None:
+    stack = build_stack(da.zeros((3, 8, 8)), {"defocus_u_A": [1e4] * 3}, OPTICS)
+    for contrast in (0.0, 1.0):
+        ends = {"amplitude_contrast": contrast, "spherical_aberration_mm": 0.0}
+        optics = optics_of(stack.assign_attrs(ends))
+        assert optics is not None
+        assert np.isfinite(optics.ctf((8, 8), 0)).all()
+
+
 def test_provenance_is_appended_to_a_copy() -> None:
     first = add_provenance({"kind": "particles"}, "a", {"x": 1})
     second = add_provenance(first, "b", {})
