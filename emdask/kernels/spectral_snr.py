@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from emdask.backend import array_namespace
+from emdask.backend import array_namespace, to_host
 from emdask.kernels.ctf import Optics
 from emdask.kernels.deconvolution import gradients
 from emdask.kernels.fourier import frequency_grid, half_plane_weights
@@ -81,7 +81,7 @@ def sum_spectrum(images: Any, sigma: Any, psf: Any, optics: Optics | None) -> Sp
     xp = array_namespace(images)
     shape = (int(images.shape[1]), int(images.shape[2]))
     unit, _, _, noisy = to_unit_noise(images, sigma)
-    chosen = np.flatnonzero(_to_numpy(noisy.ravel()))
+    chosen = np.flatnonzero(to_host(noisy.ravel()))
     if len(chosen) < len(images):
         unit, optics = unit[xp.asarray(chosen)], optics and optics[chosen]
     if psf == "auto" and optics is not None:
@@ -96,7 +96,7 @@ def sum_spectrum(images: Any, sigma: Any, psf: Any, optics: Optics | None) -> Sp
         times = len(some) / len(square)
         planes[1] += times * square.sum(axis=0, dtype="f8")
         planes[2] += times * (square**2).sum(axis=0, dtype="f8")
-    rings = (_sum_rings(plane, shape) for plane in _to_numpy(planes))
+    rings = (_sum_rings(plane, shape) for plane in to_host(planes))
     return SpectrumSums(shape, len(unit), float(background), *rings)
 
 
@@ -133,10 +133,6 @@ def _rings(shape: tuple[int, int]) -> tuple[Array, Array]:
     weight = half_plane_weights(shape)
     weight[0, 0] = 0
     return ring, weight
-
-
-def _to_numpy(array: Any) -> Array:
-    return np.asarray(array if array_namespace(array) is np else array.get())
 
 
 def add_sums(a: SpectrumSums, b: SpectrumSums) -> SpectrumSums:
