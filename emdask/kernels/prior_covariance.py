@@ -50,6 +50,8 @@ NODE_STEP = 3
 PRIOR_STEPS = 24
 # As many samples as a power must explain to be: those of few images at low SNR are chance.
 LEAST_EVIDENCE = 0.5
+# Samples that must tell of a power for half of that: where CTFs are 0 nothing speaks against it.
+HALF_TOLD = 10.0
 # Logarithm of the least power, in parts of what they begin with.
 LEAST_LOG = -28.0
 # Of the orders to which powers are fitted: all below a number, and about so many of the others.
@@ -204,7 +206,8 @@ def _gather(
 def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubles:
     """Return the power s of each component that is most likely, given all orders.
 
-    Before the images are seen, its density falls as s^(-LEAST_EVIDENCE / 2).
+    Before the images are seen, its density falls as s^(-LEAST_EVIDENCE / 2), and
+    less where images tell little of it.
 
     Parameters
     ----------
@@ -232,10 +235,12 @@ def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubl
     logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
     floor, ceiling = logs[0] + LEAST_LOG, logs[0] + 50
     ahead, momentum = logs, 1.0
+    told = np.exp(logs) * _compare(orders, components, np.exp(logs))[1]
+    evidence = LEAST_EVIDENCE * told / (told + HALF_TOLD)
     for _ in range(PRIOR_STEPS):
         found, expected = _compare(orders, components, np.exp(ahead))
         tiny = np.finfo(np.float64).tiny
-        expected += LEAST_EVIDENCE * np.exp(-ahead)
+        expected += evidence * np.exp(-ahead)
         ratio = np.log(np.maximum(found, tiny)) - np.log(np.maximum(expected, tiny))
         step = np.clip(ahead + ratio, floor, ceiling)
         if (np.exp(ahead) * (found - expected)) @ (step - logs) < 0:
