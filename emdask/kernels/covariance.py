@@ -21,7 +21,7 @@ import numpy.typing as npt
 from emdask.backend import array_namespace, to_host
 from emdask.kernels.conjugate_gradients import solve_equations
 from emdask.kernels.prior_covariance import bayes_covariance
-from emdask.kernels.shrinkage import shrink_frobenius, shrink_operator, subtract_noise
+from emdask.kernels.shrinkage import shrink_frobenius, shrink_operator
 from emdask.kernels.steerable import SteerableBasis
 
 __all__ = [
@@ -41,8 +41,8 @@ Shrinker = Callable[[Doubles, float, float], Doubles]
 # Of the conjugate gradients: least residual, in parts of the right-hand side, and most steps.
 TOLERANCE = 1e-6
 MOST_STEPS = 500
-# Filters below this part of the strongest one tell nothing and are raised to it.
-LEAST_FILTER = 1e-9
+# Mean filters below this part of the strongest one, as of an envelope, tell nothing but noise.
+LEAST_FILTER = 1e-3
 
 
 class CoefficientSums(NamedTuple):
@@ -78,15 +78,13 @@ class Spectrum(NamedTuple):
     Parameters
     ----------
     sample : float64 array, shape (n_q,)
-        Of the sample covariance, noise included, in coordinates in which the noise is white.
-    signal : float64 array, shape (n_q,)
-        What shrinkage leaves of them as signal.
+        Of the sample covariance, noise included, in coordinates in which the noise is white; NaN
+        at the end, instead of those of what the CTFs leave next to nothing of.
     noise_edge
         The largest one that noise alone would give.
     """
 
-    sample: npt.NDArray[np.floating[Any]]
-    signal: npt.NDArray[np.floating[Any]]
+    sample: Doubles
     noise_edge: float
 
 
@@ -230,7 +228,7 @@ def estimate_covariance(
         Of a pixel, 0 or more.
     shrinkage
         A name in `ESTIMATORS`: "bayes" (`emdask.kernels.prior_covariance`); "frobenius" or
-        "operator", the norm of the error of which is least; or "none".
+        "operator", the norm of the error of which is least.
 
     Returns
     -------
@@ -249,17 +247,18 @@ def estimate_covariance(
     """
     n = sums.n_images
     power, pairs = sums.power / n, _symmetric(sums.power_products / n, len(sums.power))
-    mean = _estimate_mean(sums.first / n, power, basis.radial[0])
+    seen = [_find_seen(radial, power) for radial in basis.radial]
+    strengths, vectors = seen[0]
+    mean = (vectors / strengths) @ (vectors.T @ sums.first / n)
     samples = _unpack(sums.products / n, basis)
     samples[0] = _centre(samples[0], mean, basis.radial[0], sums.first_by_power / n, pairs)
     blocks = ESTIMATORS[shrinkage](samples, power, pairs, n, basis, noise_variance)
     spectra = []
-    for k, (sample, block) in enumerate(zip(samples, blocks, strict=True)):
-        whiten, colour = _whitening(basis.radial[k], power)
-        edge = noise_variance * (1 + np.sqrt(_ratio(sample, k, n))) ** 2
-        values = np.linalg.eigvalsh(whiten @ sample @ whiten)[::-1]
-        signal = np.linalg.eigvalsh(colour @ block @ colour)[::-1]
-        spectra.append(Spectrum(values, np.maximum(signal, 0.0), float(edge)))
+    for k, (sample, (strengths, vectors)) in enumerate(zip(samples, seen, strict=True)):
+        values = np.full(len(sample), np.nan)
+        values[: len(strengths)] = np.linalg.eigvalsh(_whiten(sample, strengths, vectors))[::-1]
+        edge = noise_variance * (1 + np.sqrt(_ratio(strengths, k, n))) ** 2
+        spectra.append(Spectrum(values, float(edge)))
     return Covariance(mean, tuple(blocks), tuple(spectra))
 
 
@@ -299,12 +298,12 @@ def shrink_covariance(
     """
     blocks = []
     for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
-        whiten, colour = _whitening(radial, power)
-        values, vectors = np.linalg.eigh(whiten @ sample @ whiten)
-        signal = shrink(values, noise_variance, _ratio(sample, k, n_images))
-        vectors = colour @ vectors
-        right = (vectors * signal) @ vectors.T
-        blocks.append(_positive(_solve(radial, pairs, right, whiten @ whiten)))
+        strengths, vectors = _find_seen(radial, power)
+        values, turn = np.linalg.eigh(_whiten(sample, strengths, vectors))
+        signal = shrink(values, noise_variance, _ratio(strengths, k, n_images))
+        turn = np.sqrt(strengths)[:, None] * turn
+        found = _solve(radial @ vectors, pairs, (turn * signal) @ turn.T, strengths)
+        blocks.append(_positive(vectors @ found @ vectors.T))
     return blocks
 
 
@@ -312,18 +311,11 @@ ESTIMATORS: Mapping[str, Callable[..., list[Doubles]]] = {
     "bayes": bayes_covariance,
     "frobenius": functools.partial(shrink_covariance, shrink=shrink_frobenius),
     "operator": functools.partial(shrink_covariance, shrink=shrink_operator),
-    "none": functools.partial(shrink_covariance, shrink=subtract_noise),
 }
 
 
-def _ratio(sample: Doubles, order: int, n_images: int) -> float:
-    return len(sample) / (2 * n_images if order else n_images)
-
-
-def _estimate_mean(first: Doubles, power: Doubles, radial: Doubles) -> Doubles:
-    """Solve sum G mean = sum t, of least squares weighted by the noise of each coefficient."""
-    whiten, _ = _whitening(radial, power)
-    return whiten @ (whiten @ first)
+def _ratio(strengths: Doubles, order: int, n_images: int) -> float:
+    return len(strengths) / (2 * n_images if order else n_images)
 
 
 def _centre(
@@ -340,20 +332,26 @@ def _centre(
     )
 
 
-def _whitening(radial: Doubles, power: Doubles) -> tuple[Doubles, Doubles]:
-    """Return the symmetric inverse root and root of the mean filter matrix."""
-    values, vectors = np.linalg.eigh(radial.T @ (power[:, None] * radial))
-    least = max(LEAST_FILTER * values.max(initial=0.0), np.finfo(np.float64).tiny)
-    roots = np.sqrt(np.maximum(values, least))
-    return (vectors / roots) @ vectors.T, (vectors * roots) @ vectors.T
+def _find_seen(radial: Doubles, power: Doubles) -> tuple[Doubles, Doubles]:
+    """Return eigenvalues and -vectors of the mean filter matrix, but those next to nothing."""
+    strengths, vectors = np.linalg.eigh(radial.T @ (power[:, None] * radial))
+    kept = strengths > LEAST_FILTER * power.max()
+    return strengths[kept], vectors[:, kept]
 
 
-def _solve(radial: Doubles, pairs: Doubles, right: Doubles, inverse: Doubles) -> Doubles:
-    """Solve mean(G C G) = right for C, preconditioned by the mean filter."""
+def _whiten(sample: Doubles, strengths: Doubles, vectors: Doubles) -> Doubles:
+    """Return a sample of what is seen, in coordinates in which the noise is white."""
+    scaled = vectors / np.sqrt(strengths)
+    return np.asarray(scaled.T @ sample @ scaled)
+
+
+def _solve(radial: Doubles, pairs: Doubles, right: Doubles, strengths: Doubles) -> Doubles:
+    """Solve mean(G C G) = right for C, where the mean of G is diagonal, of those strengths."""
+    scaling = np.multiply.outer(strengths, strengths)
     return solve_equations(
         lambda matrix: np.asarray(radial.T @ ((radial @ matrix @ radial.T) * pairs) @ radial),
         right,
-        lambda residual: inverse @ residual @ inverse,
+        lambda residual: residual / scaling,
         tolerance=TOLERANCE,
         most_steps=MOST_STEPS,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["shrink_frobenius", "shrink_operator", "subtract_noise"]
+__all__ = ["shrink_frobenius", "shrink_operator"]
 
 Doubles = npt.NDArray[np.float64]
 
@@ -72,31 +72,6 @@ def shrink_operator(values: Doubles, noise_variance: float, ratio: float) -> Dou
     array([0.   , 8.441])
     """
     return _true_excess(values, noise_variance, ratio)
-
-
-def subtract_noise(values: Doubles, noise_variance: float, ratio: float) -> Doubles:
-    """Return the eigenvalues less the noise variance: no shrinkage.
-
-    Parameters
-    ----------
-    values : float64 array, shape (p,)
-        Eigenvalues of the sample covariance, noise included.
-    noise_variance
-        Of each coefficient, 0 or more.
-    ratio
-        Coefficients over samples, p / n.
-
-    Returns
-    -------
-    float64 array, shape (p,)
-        0 or more.
-
-    Examples
-    --------
-    >>> subtract_noise(np.array([0.5, 10.0]), 1.0, 0.5)
-    array([0., 9.])
-    """
-    return np.maximum(values - noise_variance, 0.0)
 
 
 def _true_excess(values: Doubles, noise_variance: float, ratio: float) -> Doubles:
