@@ -7,6 +7,7 @@ write_images`` a chunk at a time; the scheduler frees a chunk as soon as it is w
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
@@ -404,7 +405,7 @@ def learn_model(
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
     ends = np.cumsum(images.chunks[0])
     blocks = images.to_delayed().ravel()
-    about = {**(known or {}), "method": name, **_plain(asdict(params))}
+    about = {**(known or {}), "method": name, **stored_parameters(params)}
     token = tokenize(images.name, image_ids, method, params, device, optics, about, bad_pixels)
     sum_block = partial(
         _sum_block,
@@ -473,9 +474,42 @@ def _finalize(
     return model.assign_attrs(about)
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Parameters that the attributes of a stored model can hold."""
+def stored_parameters(params: Any) -> dict[str, int | float | str]:
+    """Return parameters as the attributes of a stored model hold them.
+
+    Parameters
+    ----------
+    params
+        Parameter record of a method.
+
+    Returns
+    -------
+    dict of str to int, float or str
+        Numbers and words as they are, for an array (nested tuples) a word that tells it from
+        others; anything else is left out.
+
+    Examples
+    --------
+    >>> from emdask.denoisers.wiener import Wiener
+    >>> stored_parameters(Wiener(psf=[[0, 1, 0]]))["psf"]
+    'array 635123facf9b0580'
+    """
+    values = {
+        name: f"array {_digest(value)}" if isinstance(value, tuple) else value
+        for name, value in asdict(params).items()
+    }
     return {name: value for name, value in values.items() if isinstance(value, int | float | str)}
+
+
+def _digest(values: tuple[Any, ...]) -> str:
+    return hashlib.sha256(_digits(values).encode()).hexdigest()[:16]
+
+
+def _digits(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({','.join(map(_digits, value))})"
+    # Six digits: another processor rounds the sum by which an array is scaled otherwise.
+    return f"{value:.6g}" if isinstance(value, float) else repr(value)
 
 
 def _combine(combine: Callable[[Any, Any], Any], sums: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from emdask.backend import check_device
 from emdask.checks import check_choice, require
 from emdask.io import open_model
 from emdask.kernels.ctf import Optics
-from emdask.lazy import BAD_PIXELS, learn_model, map_images
+from emdask.lazy import BAD_PIXELS, learn_model, map_images, stored_parameters
 from emdask.method import Method, learns, resolve_method
 from emdask.stack import (
     add_provenance,
@@ -25,6 +26,9 @@ from emdask.stack import (
 )
 
 FAMILY = __name__
+PIXEL_SIZE = "pixel_size_A"
+# As far as pixel sizes of one microscope are calibrated.
+SAME_SIZE = 0.01
 
 
 def denoise(
@@ -174,9 +178,10 @@ def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.D
     if isinstance(model, xr.Dataset):
         require(model.attrs.get("method") == name, name, other, model.attrs.get("method"))
         for shared in record.learn.shared if record.learn is not None else ():
-            rule = f"{shared} must be that of the model, {model.attrs[shared]!r}"
-            given = getattr(params, shared)
-            require(given == model.attrs[shared], name, rule, given, f"Pass {shared} as well.")
+            learnt, given = model.attrs.get(shared), stored_parameters(params).get(shared)
+            rule = f"{shared} must be that of the model, {learnt!r}"
+            require(given == learnt, name, rule, given, f"Pass {shared} as well.")
+        _check_size(model, name, stack)
         if record.learn is not None and record.learn.check is not None:
             record.learn.check(model, params, stack)
         return model.load()
@@ -185,6 +190,18 @@ def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.D
     of_method, is_model, _ = str(model.key).partition("-model-")
     require(not is_model or of_method == name, name, other, of_method)
     return model
+
+
+def _check_size(model: xr.Dataset, name: str, stack: xr.DataArray) -> None:
+    """Refuse images whose box or pixels are not those of a model that says its box."""
+    if (box_px := model.attrs.get("box_px")) is None:
+        return
+    rule = f"images must be of the model's size, {box_px} x {box_px} pixels"
+    require(stack.shape[1:] == (box_px, box_px), name, rule, stack.shape[1:])
+    if PIXEL_SIZE in model.attrs and PIXEL_SIZE in stack.attrs:
+        learnt, given = float(model.attrs[PIXEL_SIZE]), float(stack.attrs[PIXEL_SIZE])
+        rule = f"pixels must be as large as the model's, {learnt:g} Å"
+        require(math.isclose(learnt, given, rel_tol=SAME_SIZE), name, rule, given)
 
 
 def _learn(
@@ -197,7 +214,7 @@ def _learn(
     bad_pixels: str,
 ) -> Any:
     there = record.learn.chunk if record.learn is not None else ()
-    known = {key: value for key, value in stack.attrs.items() if key == "pixel_size_A"}
+    known = {key: value for key, value in stack.attrs.items() if key == PIXEL_SIZE}
     return learn_model(
         stack.data,
         image_ids(stack),

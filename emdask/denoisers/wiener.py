@@ -67,7 +67,8 @@ class Wiener:
     in the images' corners. S is the least-squares solution of ``power = |H|² S + N`` in all images,
     each with its own H. An image goes on as itself beyond its borders, which for particles leaves
     less error. A model is a dataset of ``signal_power (ring)`` and ``noise_power (ring)`` over
-    ``frequency (ring)``, in units of the noise; it serves other stacks of images of the same size.
+    ``frequency (ring)``, in units of the noise; it serves other stacks of images of the same size,
+    with the same ``psf``.
 
     With a CTF, what is broadest is mostly ice, carbon and illumination, which the CTF has not made
     as weak as a particle's. So what is linear along rows and columns is kept as it is, and below
@@ -229,6 +230,7 @@ METHOD = Method(
         combine=add_sums,
         finalize=finish,
         wanted=learns_from_stack,
+        shared=("psf",),
     ),
     takes_optics=True,
     corrects=corrects_ctf,

@@ -177,3 +177,31 @@ def test_wrong_input_is_told(stack: xr.DataArray, model: xr.Dataset) -> None:
         emdask.learn_denoiser(stack, "wiener")
     with pytest.raises(ParameterError, match=r"model's size, 64 x 64 pixels; got \(48, 64\)"):
         emdask.denoise(stack[:, :48], "wiener", prior="stack", model=model)
+    coarse = stack.assign_attrs(pixel_size_A=8.0)
+    with pytest.raises(ParameterError, match=r"pixels must be as large as the model's, 4 Å; got 8"):
+        emdask.denoise(coarse, "wiener", prior="stack", model=model)
+
+
+def test_a_model_serves_the_psf_that_it_was_learnt_with(
+    stack: xr.DataArray, model: xr.Dataset, tmp_path: Path
+) -> None:
+    wide, narrow = ([[1.0, 2.0, 1.0]], [[1.0, 4.0, 1.0]])
+    models = [
+        ("auto", model),
+        *((p, emdask.learn_denoiser(stack, "wiener", prior="stack", psf=p)) for p in (1.5, wide)),
+    ]
+    for learnt_with, learnt in models:
+        if learnt_with != "auto":
+            learnt = learnt.compute()
+        kept = emdask.save_model(learnt, tmp_path / f"{learnt.attrs['psf']}.zarr")
+        for psf in ("auto", "none", 1.5, 2.0, wide, narrow):
+            options: dict[str, Any] = {"prior": "stack", "psf": psf, "model": kept}
+            if psf == learnt_with:
+                emdask.denoise(stack, "wiener", **options)
+                continue
+            rule = f"^wiener: psf must be that of the model, {learnt.attrs['psf']!r}; got .* Pass"
+            with pytest.raises(ParameterError, match=rule):
+                emdask.denoise(stack, "wiener", **options)
+    # As another processor might round it.
+    rounded = np.add(wide, [[1e-12, 0, 0]])
+    emdask.denoise(stack, "wiener", prior="stack", psf=rounded, model=kept)
