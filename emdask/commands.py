@@ -379,6 +379,9 @@ def denoise_files(
     )
     # Before workers start: a wrong parameter or target is to be told at once.
     check_target(plan.build(stack), out, resume=resume, overwrite=overwrite)
+    corrects = record.corrects is not None and record.corrects(params)
+    if corrects and not _is_ctf_settled(stack):
+        say(f"No defocus is known of these images: their CTF stays.{_star_hint(source)}")
     with workers.connect(record.apply, device) as client:
         watch = Stopwatch()
         plan = plan.learn(stack)
@@ -398,6 +401,19 @@ def denoise_files(
     if report is not None:
         save_report(stack, clean, path, report, seconds, plan)
         say(f"report -> {report}")
+
+
+def _is_ctf_settled(stack: xr.DataArray) -> bool:
+    """Whether there is a defocus to correct the CTF by, or something has been done about it."""
+    return "defocus_u_A" in stack.coords or stack.attrs.get("ctf_state") is not None
+
+
+def _star_hint(source: Source) -> str:
+    """Name the STAR file beside images that were opened without it."""
+    path = Path(source.paths[0])
+    star = path.with_suffix(".star")
+    is_beside = len(source.paths) == 1 and path.suffix in (".mrc", ".mrcs") and star.is_file()
+    return f" If {star} tells it, open that instead." if is_beside else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +106,12 @@ def call(*words: object) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
+
+
+@contextlib.contextmanager
+def local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
+    """Stand in for workers, which take seconds to start."""
+    yield SimpleNamespace(dashboard_link=None)
 
 
 def start(folder: Path, *words: object, cwd: Path) -> subprocess.Popen[str]:
@@ -431,6 +439,33 @@ def test_denoise_from_files_to_files_is_quiet_without_a_terminal(stack_path, plu
     assert last == {"step": "halve", "parameters": {"factor": 0.25, "pause_s": "never"}}
     assert (folder / "seen.png").read_bytes().startswith(b"\x89PNG")
     assert "factor = 0.25" in (folder / "seen.html").read_text(encoding="utf-8")
+
+
+def test_a_ctf_that_stays_is_told(stack_path, monkeypatch):
+    monkeypatch.setattr("emdask.jobs.connect_quietly", local_threads)
+    monkeypatch.chdir(stack_path.parent)
+    stays = "No defocus is known of these images: their CTF stays."
+    beside = f"{stays} If in.star tells it, open that instead."
+    stack = open_stack("in.star")
+    save_stack(stack.drop_vars("defocus_u_A"), "bare.zarr")
+    save_stack(stack.drop_vars("defocus_u_A").assign_attrs(ctf_state="corrected"), "flat.zarr")
+    shutil.copy("in.mrcs", "alone.mrcs")
+    for path, method, said in (
+        ("in.mrcs", "wiener", [beside]),
+        ("alone.mrcs", "wiener", [stays]),
+        ("bare.zarr", "wiener", [stays]),
+        ("in.star", "wiener", []),
+        ("flat.zarr", "wiener", []),
+        ("in.mrcs", "gaussian", []),
+    ):
+        words = ("denoise", path, "out.zarr", "--method", method, "--images", "0:2", "--overwrite")
+        code, out, err = call(*words)
+        assert (code, err) == (0, "")
+        lines = out.splitlines()
+        assert lines[:-1] == said
+        assert lines[-1].startswith(f"2 images, {method} (")
+    code, out, _ = call(*words[:4], "wiener", "--psf", "none", *words[5:])
+    assert (code, len(out.splitlines())) == (0, 1)
 
 
 def test_whitening_is_undone_after_the_method(stack_path, plugin_folder):
