@@ -253,7 +253,8 @@ def _eigenvalue_section(model: xr.Dataset) -> Section:
     return Section(
         title="What was learnt: eigenvalues",
         text=f"{edge_text(model)}: where the largest would be of noise alone, but for chance. It "
-        "falls towards 1 as there are more images. Drawn before the noise is taken out.",
+        "falls towards 1 as there are more images. Drawn before the noise is taken out; "
+        "shrinkage by bayes does not use the edge.",
         wide_drawing=svg_text(draw_eigenvalues(model)),
     )
 

@@ -66,6 +66,7 @@ def test_page_has_mean_and_leading_eigenimages_with_order_and_eigenvalue(tmp_pat
     for i in range(3):
         assert f"<b>{30 - i} × noise</b> k = {i}</figcaption>" in page
     assert "2 of 5 eigenvalues are above the edge of the noise" in page
+    assert "shrinkage by bayes does not use the edge" in page
     assert page.count("<svg") == 1
     assert ">eigenvalue / noise variance<" in page
     assert "<td>y 16, x 16</td>" in page
