@@ -184,7 +184,8 @@ def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.D
         _check_size(model, name, stack)
         if record.learn is not None and record.learn.check is not None:
             record.learn.check(model, params, stack)
-        return model.load()
+        # What methods make of a model they keep; a copy, should the user change it afterwards.
+        return model.load().copy(deep=False)
     is_delayed = isinstance(model, Delayed)
     require(is_delayed, name, "model must be a dataset, or a path of one", type(model).__name__)
     of_method, is_model, _ = str(model.key).partition("-model-")

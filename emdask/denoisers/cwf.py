@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
+from math import isclose, prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,16 +36,20 @@ from emdask.stack import CORRECTED, ctf_state, is_whitened, optics_of
 # and time and memory grow with the fourth power.
 LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
+# Of radius times frequency: 2 π of it exceed the second root of J0.
+LEAST_CELLS = 0.9
 # As far as pixel sizes of one microscope are calibrated.
 SAME_SIZE = 0.01
 # Parameters that a model has and that play no part beside it.
 SETTLED = ("shrinkage", "radius_px", "max_frequency")
 SHRINKAGES = ("bayes", "frobenius", "operator")
 N_EIGENIMAGES = 32
+# Variance of corners in parts of that of the middle, as it seems by differences of neighbours.
+LEAST_CORNERS = 0.2
 # Components of less variance than this part of the strongest one are nothing.
 LEAST_VARIANCE = 1e-7
-# Images that are worked on together on the processor.
-BATCH = 256
+# Images, and their pixels, that are worked on together on the processor.
+BATCH, BATCH_PIXELS = 256, 1 << 22
 LEVELS, SQUARES = "grey levels", "grey levels²"
 
 Doubles = npt.NDArray[np.float64]
@@ -58,7 +63,7 @@ class Cwf:
     ----------
     sigma
         Standard deviation of the white noise in grey levels, or "auto": that of the corners of the
-        stack's images.
+        stack's images, the same in all of them, outside of the circle that touches the sides.
     ctf
         "correct" returns what the particles are like without the CTF of their images, "keep" with
         it. It plays no part where the stack knows no defocus.
@@ -157,6 +162,8 @@ def complete(params: Cwf, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> C
     if frequency == "auto":
         frequency = 0.5 * min(1, LARGEST_BOX_PX / width)
     check_number("cwf", "max_frequency", frequency, 2 / width, 0.5)
+    rule = f"radius_px times max_frequency must be at least {LEAST_CELLS:g}, or no function fits in"
+    require(radius_px * frequency >= LEAST_CELLS, "cwf", rule, radius_px * frequency)
     return replace(params, radius_px=radius_px, max_frequency=frequency)
 
 
@@ -176,7 +183,7 @@ def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
     if "pixel_size_A" in known and "pixel_size_A" in stack.attrs:
         learnt, given = float(known["pixel_size_A"]), float(stack.attrs["pixel_size_A"])
         rule = f"pixels must be as large as the model's, {learnt:g} Å"
-        require(math.isclose(learnt, given, rel_tol=SAME_SIZE), "cwf", rule, given)
+        require(isclose(learnt, given, rel_tol=SAME_SIZE), "cwf", rule, given)
     for name in SETTLED:
         own, value = known[name], getattr(params, name)
         rule = f"{name} is settled by the model, {own!r}"
@@ -215,6 +222,8 @@ class StackSums(NamedTuple):
         How many.
     background, square
         Sums over the images of the mean of their corners, and of the variance about it there.
+    roughness
+        Sum over the images of what the variance of white noise in their middle seems to be.
     """
 
     coefficients: CoefficientSums
@@ -223,6 +232,7 @@ class StackSums(NamedTuple):
     n_images: int
     background: float
     square: float
+    roughness: float
 
 
 def sum_images(
@@ -254,12 +264,18 @@ def sum_images(
     StackSums
     """
     box_px = images.shape[-1]
-    batch = batch_size(images.shape[1:]) if device == "cuda" else BATCH
+    batch = _images_at_once(images.shape[1:], device)
     n_bytes = working_bytes((batch, box_px, box_px))
     basis = find_basis(box_px, asdict(params))
     what = f"adding up images of {box_px} px"
     given = (images, basis, optics, device, batch)
     return run_on(device, _add_up, *given, n_bytes=n_bytes, what=what)
+
+
+def _images_at_once(shape: tuple[int, int], device: str) -> int:
+    return (
+        batch_size(shape) if device == "cuda" else min(BATCH, max(1, BATCH_PIXELS // prod(shape)))
+    )
 
 
 def _add_up(
@@ -281,8 +297,22 @@ def _add_up(
     background, square = corners.mean(axis=1), corners.var(axis=1, ddof=corners.shape[1] > 1)
     assert total is not None
     return StackSums(
-        total, basis.box_px, optics is not None, len(images), background.sum(), square.sum()
+        total,
+        basis.box_px,
+        optics is not None,
+        len(images),
+        background.sum(),
+        square.sum(),
+        _measure_roughness(images).sum(),
     )
+
+
+def _measure_roughness(images: npt.NDArray[Any]) -> Doubles:
+    """Return the variance of white noise that differences of neighbours in the middle tell of."""
+    low, high = images.shape[-1] // 4, -(images.shape[-1] // 4)
+    middle = images[:, low:high, low:high].astype(np.float32)
+    differences = np.diff(np.diff(middle, axis=1), axis=2)
+    return np.asarray(np.square(differences).mean(axis=(1, 2), dtype=np.float64) / 4)
 
 
 def add_stack_sums(a: StackSums, b: StackSums) -> StackSums:
@@ -294,6 +324,7 @@ def add_stack_sums(a: StackSums, b: StackSums) -> StackSums:
         a.n_images + b.n_images,
         a.background + b.background,
         a.square + b.square,
+        a.roughness + b.roughness,
     )
 
 
@@ -314,8 +345,7 @@ def finish(sums: StackSums, params: Cwf) -> xr.Dataset:
     """
     basis = find_basis(sums.box_px, asdict(params))
     background = sums.background / sums.n_images
-    measured = sums.square / sums.n_images
-    noise_variance = measured if params.sigma == "auto" else params.sigma**2
+    noise_variance = _measure_noise(sums) if params.sigma == "auto" else params.sigma**2
     found = estimate_covariance(sums.coefficients, basis, noise_variance, params.shrinkage)
     variance, vectors = _principal_components(found.blocks)
     order, rank = _leading(variance)
@@ -352,6 +382,22 @@ def finish(sums: StackSums, params: Cwf) -> xr.Dataset:
             "noise_variance": float(noise_variance),
         },
     )
+
+
+def _measure_noise(sums: StackSums) -> float:
+    """Return the variance in the corners, where there is noise as in the middle.
+
+    Raises
+    ------
+    StackError
+        If corners are nearly empty beside the middle.
+    """
+    corners, middle = sums.square / sums.n_images, sums.roughness / sums.n_images
+    if corners < LEAST_CORNERS * middle:
+        rule = "sigma is measured in the corners, but they are masked or hold hardly any noise"
+        remedy = f"Pass sigma: {middle**0.5:.3g} or less, by the middle of the images."
+        raise StackError(sentence("cwf", rule, remedy=remedy))
+    return float(corners)
 
 
 def _variable(dims: Any, values: Any, long_name: str, units: str = "1") -> xr.Variable:
@@ -421,10 +467,11 @@ def denoise(images: Any, params: Cwf, model: xr.Dataset, *, optics: Optics | Non
     xp = array_namespace(images)
     sigma = params.sigma
     noise_variance = model.attrs["noise_variance"] if sigma == "auto" else sigma**2
-    known = _prepare(_Same(model), noise_variance)
+    with _PREPARING:
+        known = _prepare(_Identical(model), noise_variance)
     mean = xp.asarray(known.mean)
     result = xp.empty(images.shape, np.float32)
-    batch = BATCH if xp is np else batch_size(images.shape[1:])
+    batch = _images_at_once(images.shape[1:], "cpu" if xp is np else "cuda")
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
         given = expand_images(images[some], known.basis, optics and optics[some])
@@ -458,7 +505,7 @@ class _Filter(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class _Same:
+class _Identical:
     """A model that is equal to itself alone, so that what is made of it can be kept beside it."""
 
     model: xr.Dataset
@@ -467,12 +514,16 @@ class _Same:
         return id(self.model)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.model is self.model
+        return isinstance(other, _Identical) and other.model is self.model
+
+
+# Threads wait for the one that prepares a model: each would make tables of its own.
+_PREPARING = threading.Lock()
 
 
 @lru_cache(maxsize=2)
-def _prepare(same: _Same, noise_variance: float) -> _Filter:
-    model = same.model
+def _prepare(identical: _Identical, noise_variance: float) -> _Filter:
+    model = identical.model
     basis = find_basis(model.attrs["box_px"], model.attrs)
     mean = model["mean_coefficient"].values
     coefs = np.zeros((1, len(basis.orders)), np.complex64)

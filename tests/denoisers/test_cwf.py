@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import emdask
 from emdask.denoisers.cwf import METHOD, Cwf
 from emdask.errors import ParameterError, StackError
 from emdask.kernels.ctf import Optics
+from emdask.kernels.steerable import combine
 from emdask.stack import build_stack, optics_of
 
 BOX_PX, PIXEL_SIZE_A = 32, 3.0
@@ -149,6 +151,33 @@ def test_chunks_play_no_part(ctf: str) -> None:
         assert np.abs(parts - whole).max() < 1e-5 * clean.std()
 
 
+def test_models_of_any_chunks_are_equal() -> None:
+    stack, _ = simulated(400, 0.1, "round")
+    whole, *others = (
+        emdask.learn_denoiser(stack.chunk(image=chunk), "cwf").compute()
+        for chunk in (400, 37, (200, 3, 197))
+    )
+    for other in others:
+        for name in ("mean", "eigenvalue", "spectrum", "variance"):
+            atol = 1e-5 * float(abs(whole[name]).max())
+            np.testing.assert_allclose(other[name], whole[name], atol=atol)
+
+
+def test_threads_share_what_a_model_is_prepared_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, _ = simulated(400, 0.1)
+    model = emdask.learn_denoiser(stack, "cwf").compute()
+    made: list[int] = []
+
+    def combine_slowly(*given: Any) -> Any:
+        made.append(len(given))
+        time.sleep(0.05)
+        return combine(*given)
+
+    monkeypatch.setattr("emdask.denoisers.cwf.combine", combine_slowly)
+    emdask.denoise(stack.chunk(image=50), "cwf", model=model).compute(num_workers=4)
+    assert len(made) == 1
+
+
 def test_workers_play_no_part() -> None:
     stack, clean = simulated(400, 0.1, "round")
     lazy = emdask.denoise(stack.chunk(image=50), "cwf")
@@ -208,6 +237,24 @@ def test_a_model_serves_another_stack(tmp_path: Path) -> None:
     assert error(among, clean[300:]) < 0.35
 
 
+def test_a_changed_model_is_another() -> None:
+    stack, _ = simulated(400, 0.1)
+    model = emdask.learn_denoiser(stack, "cwf").compute()
+    before = emdask.denoise(stack[:5], "cwf", model=model).compute()
+    model["variance"][:] = 0
+    after = emdask.denoise(stack[:5], "cwf", model=model).compute()
+    assert np.ptp(after.values, axis=0).max() < 1e-5 < np.ptp(before.values, axis=0).max()
+
+
+def test_masked_corners_are_not_taken_for_noise() -> None:
+    stack, clean = simulated(400, 0.1)
+    y, x = np.mgrid[:BOX_PX, :BOX_PX] - BOX_PX // 2
+    masked = stack * (np.hypot(x, y) < 15)
+    with pytest.raises(StackError, match=r"cwf: .* masked or hold hardly any noise. Pass sigma: 1"):
+        emdask.denoise(masked, "cwf").compute()
+    assert error(emdask.denoise(masked, "cwf", sigma=1.0), clean) < 0.2
+
+
 def test_noise_that_is_given_is_taken() -> None:
     stack, _ = simulated(400, 0.1)
     model = emdask.learn_denoiser(stack, "cwf", sigma=1.5).compute()
@@ -252,6 +299,7 @@ def test_a_model_serves_images_of_its_kind_alone() -> None:
     [
         ({"radius_px": 17}, "radius_px must be a number in \\[2, 16\\]"),
         ({"max_frequency": 0.7}, "max_frequency must be"),
+        ({"radius_px": 2, "max_frequency": 0.1}, "radius_px times max_frequency must be at least"),
         ({"ctf": "flip"}, "ctf must be one of correct, keep"),
     ],
 )
