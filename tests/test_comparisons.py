@@ -17,7 +17,7 @@ from emdask.cost import why_no_peak
 from emdask.errors import ParameterError, StackError
 from emdask.io import save_stack
 from emdask.kernels.noise import estimate_sigma
-from emdask.method import Learn, Method, list_methods, parameter
+from emdask.method import Learn, Method, find_homes, parameter
 from emdask.metrics import frc, mse, psnr, ssim
 from emdask.stack import build_stack
 
@@ -73,8 +73,8 @@ METHODS = {
 @pytest.fixture(autouse=True)
 def methods(monkeypatch):
     """Two small methods beside those of the package."""
-    known = list_methods("emdask.denoisers")
-    monkeypatch.setattr("emdask.method.list_methods", lambda family: (*known, *METHODS))
+    homes = {**find_homes("emdask.denoisers"), **dict.fromkeys(METHODS)}
+    monkeypatch.setattr("emdask.method.find_homes", lambda family: homes)
     for name, record in METHODS.items():
         module = ModuleType(f"emdask.denoisers.{name}")
         module.METHOD = record
