@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
-from math import isclose, prod
+from math import prod
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,8 +38,6 @@ LARGEST_BOX_PX = 128
 LEAST_BOX_PX = 8
 # Of radius times frequency: 2 π of it exceed the second root of J0.
 LEAST_CELLS = 0.9
-# As far as pixel sizes of one microscope are calibrated.
-SAME_SIZE = 0.01
 # Parameters that a model has and that play no part beside it.
 SETTLED = ("shrinkage", "radius_px", "max_frequency")
 SHRINKAGES = ("bayes", "frobenius", "operator")
@@ -173,17 +171,10 @@ def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
     Raises
     ------
     ParameterError
-        If they have another box or pixel size, another kind of CTF or noise, or if parameters are
-        given that the model has settled otherwise.
+        If they have another kind of CTF or noise, or if parameters are given that the model has
+        settled otherwise.
     """
     known = model.attrs
-    box_px = known["box_px"]
-    rule = f"images must be of the model's size, {box_px} x {box_px} pixels"
-    require(stack.shape[1:] == (box_px, box_px), "cwf", rule, stack.shape[1:])
-    if "pixel_size_A" in known and "pixel_size_A" in stack.attrs:
-        learnt, given = float(known["pixel_size_A"]), float(stack.attrs["pixel_size_A"])
-        rule = f"pixels must be as large as the model's, {learnt:g} Å"
-        require(isclose(learnt, given, rel_tol=SAME_SIZE), "cwf", rule, given)
     for name in SETTLED:
         own, value = known[name], getattr(params, name)
         rule = f"{name} is settled by the model, {own!r}"
