@@ -78,7 +78,7 @@ def test_a_model_is_learnt_in_one_pass(rng: np.random.Generator, chunk: int) -> 
     model = emdask.learn_denoiser(lazy, Centre()).compute()
     np.testing.assert_allclose(model["mean"], images.mean(0, dtype="f8"), rtol=1e-12)
     assert model["ids"].values.tolist() == list(range(40))
-    assert model.attrs == {"method": "test_lazy", "weight": 1.0}
+    assert model.attrs == {"method": "test_lazy", "weight": 1.0, "whitened": False}
     two_graphs = emdask.denoise(lazy, Centre(), model=model).compute()
     one_graph = emdask.denoise(lazy, Centre()).compute()
     np.testing.assert_allclose(two_graphs, images - images.mean(0), atol=1e-6)
