@@ -22,7 +22,7 @@ from emdask.backend import array_namespace, to_host
 from emdask.kernels.conjugate_gradients import solve_equations
 from emdask.kernels.prior_covariance import bayes_covariance
 from emdask.kernels.shrinkage import shrink_frobenius, shrink_operator
-from emdask.kernels.steerable import SteerableBasis
+from emdask.kernels.steerable import SteerableBasis, combine
 
 __all__ = [
     "ESTIMATORS",
@@ -41,8 +41,11 @@ Shrinker = Callable[[Doubles, float, float], Doubles]
 # Of the conjugate gradients: least residual, in parts of the right-hand side, and most steps.
 TOLERANCE = 1e-6
 MOST_STEPS = 500
-# Mean filters below this part of the strongest one, as of an envelope, tell nothing but noise.
-LEAST_FILTER = 1e-3
+# Of frequencies that an envelope leaves less of, in parts of the largest mean of squared CTFs,
+# filter matrices are no longer exact enough to be inverted.
+LEAST_ENVELOPE = 1e-2
+# Matrices stay regular.
+LEAST_FILTER = 1e-9
 
 
 class CoefficientSums(NamedTuple):
@@ -252,12 +255,15 @@ def estimate_covariance(
     mean = (vectors / strengths) @ (vectors.T @ sums.first / n)
     samples = _unpack(sums.products / n, basis)
     samples[0] = _centre(samples[0], mean, basis.radial[0], sums.first_by_power / n, pairs)
-    blocks = ESTIMATORS[shrinkage](samples, power, pairs, n, basis, noise_variance)
+    samples = [own.vectors.T @ full @ own.vectors for own, full in zip(seen, samples, strict=True)]
+    within = combine(basis, [own.vectors for own in seen])
+    found = ESTIMATORS[shrinkage](samples, power, pairs, n, within, noise_variance)
+    blocks = [own.vectors @ block @ own.vectors.T for own, block in zip(seen, found, strict=True)]
     spectra = []
-    for k, (sample, (strengths, vectors)) in enumerate(zip(samples, seen, strict=True)):
-        values = np.full(len(sample), np.nan)
-        values[: len(strengths)] = np.linalg.eigvalsh(_whiten(sample, strengths, vectors))[::-1]
-        edge = noise_variance * (1 + np.sqrt(_ratio(strengths, k, n))) ** 2
+    for k, (sample, own) in enumerate(zip(samples, seen, strict=True)):
+        values = np.full(len(own.vectors), np.nan)
+        values[: len(sample)] = np.linalg.eigvalsh(_whiten(sample, own.strengths))[::-1]
+        edge = noise_variance * (1 + np.sqrt(_ratio(sample, k, n))) ** 2
         spectra.append(Spectrum(values, float(edge)))
     return Covariance(mean, tuple(blocks), tuple(spectra))
 
@@ -298,9 +304,9 @@ def shrink_covariance(
     """
     blocks = []
     for k, (sample, radial) in enumerate(zip(samples, basis.radial, strict=True)):
-        strengths, vectors = _find_seen(radial, power)
-        values, turn = np.linalg.eigh(_whiten(sample, strengths, vectors))
-        signal = shrink(values, noise_variance, _ratio(strengths, k, n_images))
+        strengths, vectors = np.linalg.eigh(_filter_matrix(radial, power))
+        values, turn = np.linalg.eigh(_whiten(vectors.T @ sample @ vectors, strengths))
+        signal = shrink(values, noise_variance, _ratio(sample, k, n_images))
         turn = np.sqrt(strengths)[:, None] * turn
         found = _solve(radial @ vectors, pairs, (turn * signal) @ turn.T, strengths)
         blocks.append(_positive(vectors @ found @ vectors.T))
@@ -314,8 +320,8 @@ ESTIMATORS: Mapping[str, Callable[..., list[Doubles]]] = {
 }
 
 
-def _ratio(strengths: Doubles, order: int, n_images: int) -> float:
-    return len(strengths) / (2 * n_images if order else n_images)
+def _ratio(sample: Doubles, order: int, n_images: int) -> float:
+    return len(sample) / (2 * n_images if order else n_images)
 
 
 def _centre(
@@ -332,17 +338,40 @@ def _centre(
     )
 
 
-def _find_seen(radial: Doubles, power: Doubles) -> tuple[Doubles, Doubles]:
-    """Return eigenvalues and -vectors of the mean filter matrix, but those next to nothing."""
-    strengths, vectors = np.linalg.eigh(radial.T @ (power[:, None] * radial))
+class _Seen(NamedTuple):
+    """Eigenvalues and -vectors of an order's mean filter matrix, in the span of what is seen."""
+
+    strengths: Doubles
+    vectors: Doubles
+
+
+def _find_seen(radial: Doubles, power: Doubles) -> _Seen:
+    values, vectors = np.linalg.eigh(_filter_matrix(radial, _find_envelope(power)))
+    vectors = vectors[:, values > LEAST_ENVELOPE]
+    strengths, turn = np.linalg.eigh(_filter_matrix(radial @ vectors, power))
     kept = strengths > LEAST_FILTER * power.max()
-    return strengths[kept], vectors[:, kept]
+    return _Seen(strengths[kept], vectors @ turn[:, kept])
 
 
-def _whiten(sample: Doubles, strengths: Doubles, vectors: Doubles) -> Doubles:
-    """Return a sample of what is seen, in coordinates in which the noise is white."""
-    scaled = vectors / np.sqrt(strengths)
-    return np.asarray(scaled.T @ sample @ scaled)
+def _find_envelope(power: Doubles) -> Doubles:
+    """Return the largest filter at a node's frequency or above, in parts of the largest of all.
+
+    Where contrast has yet to rise, at low frequencies, filters are weak and signals strong.
+    """
+    largest = np.maximum.accumulate(power[-2::-1])[::-1]
+    # The last node stands for the mean of an image: left out, or not.
+    largest = np.append(largest, np.sign(power[-1]) * largest[0])
+    return np.asarray(largest / max(largest[0], np.finfo(np.float64).tiny))
+
+
+def _filter_matrix(radial: Doubles, h: Doubles) -> Doubles:
+    return np.asarray(radial.T @ (h[:, None] * radial))
+
+
+def _whiten(sample: Doubles, strengths: Doubles) -> Doubles:
+    """Divide coordinates in which the mean filter is diagonal by the root of its strengths."""
+    roots = np.sqrt(strengths)
+    return np.asarray(sample / np.multiply.outer(roots, roots))
 
 
 def _solve(radial: Doubles, pairs: Doubles, right: Doubles, strengths: Doubles) -> Doubles:

@@ -104,7 +104,7 @@ class _Order(NamedTuple):
     def prepared(self) -> _Order:
         """Return it with filter matrices, if these are less work; to filter often."""
         n_nodes, size = self.radial.shape
-        if self.parts.shape[1] * size**2 > n_nodes * (n_nodes + size):
+        if not 0 < self.parts.shape[1] * size**2 <= n_nodes * (n_nodes + size):
             return self
         filters = (self.parts.T[:, None, :] * self.radial.T) @ self.radial
         return self._replace(filters=np.asarray(filters))
@@ -231,7 +231,7 @@ def fit_powers(orders: Sequence[_Order], components: Sequence[Doubles]) -> Doubl
     step = max(1, math.ceil((len(orders) - ALL_BELOW) / N_ABOVE))
     used = [k for k in range(len(orders)) if k < ALL_BELOW or (k - ALL_BELOW) % step == 0]
     orders, components = [orders[k].prepared() for k in used], [components[k] for k in used]
-    scale = max(float(np.trace(own.noise)) / len(own.noise) for own in orders)
+    scale = max(float(np.trace(own.noise)) / max(1, len(own.noise)) for own in orders)
     logs = np.full(components[0].shape[1], math.log(scale / len(DISCS)))
     floor, ceiling = logs[0] + LEAST_LOG, logs[0] + 50
     ahead, momentum = logs, 1.0

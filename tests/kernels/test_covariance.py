@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import xarray as xr
 
+import emdask
 from emdask.kernels.covariance import (
     ESTIMATORS,
     CoefficientSums,
@@ -198,3 +202,40 @@ def test_few_images_and_no_noise_are_possible(n: int, variance: float, shrinkage
         for block in estimate.blocks:
             assert np.isfinite(block).all()
             assert np.linalg.eigvalsh(block).min() >= -1e-9 * abs(block).max()
+
+
+@cache
+def simulated(snr: float, scale_A: float, **ctf: float) -> tuple[xr.DataArray, Doubles]:
+    """300 noisy images, and what they are like without noise and CTF."""
+    particle = emdask.phantom(200, radius_A=12.5 * scale_A, width_A=(scale_A, 2 * scale_A))
+    volume = particle.volume(32, scale_A)
+    optics: dict[str, Any] = {"defocus_A": (8e3, 2e4)} | ctf
+    made = emdask.simulate(volume, 300, snr=snr, seed=5, ctf=optics)
+    unscaled = emdask.simulate(volume, 300, snr=None, seed=5, ctf=optics).clean.values
+    clean = emdask.simulate(volume, 300, snr=None, seed=5).clean.values
+    scale = np.vdot(unscaled, made.clean.values) / np.vdot(unscaled, unscaled)
+    return made.images.compute(), clean * scale
+
+
+@cache
+def denoising_error(shrinkage: str, snr: float, scale_A: float = 1.0, **ctf: float) -> float:
+    """Error of denoised images over their power; CTFs have no envelope but what is given."""
+    images, clean = simulated(snr, scale_A, **ctf)
+    found = emdask.denoise(images, "cwf", shrinkage=shrinkage).values
+    return float(np.square(found - clean).sum() / np.square(clean).sum())
+
+
+@pytest.mark.parametrize(("b_factor_A2", "snr"), [(100.0, 0.1), (200.0, 0.1), (200.0, 1.0)])
+@pytest.mark.parametrize("shrinkage", sorted(ESTIMATORS))
+def test_envelopes_that_leave_nothing_do_no_harm(
+    shrinkage: str, b_factor_A2: float, snr: float
+) -> None:
+    """Of amplitudes at Nyquist they leave 2e-3 and 4e-6."""
+    found = denoising_error(shrinkage, snr, b_factor_A2=b_factor_A2)
+    assert found < 1.25 * denoising_error(shrinkage, snr)
+
+
+@pytest.mark.parametrize("shrinkage", sorted(ESTIMATORS))
+def test_low_frequencies_of_little_contrast_are_not_taken_for_lost(shrinkage: str) -> None:
+    found = denoising_error(shrinkage, 0.3, 5.0, amplitude_contrast=0.0)
+    assert found < 1.25 * denoising_error(shrinkage, 0.3, 5.0)
