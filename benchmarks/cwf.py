@@ -352,6 +352,8 @@ def errors_at(noisy: Noisy, truth: xr.Dataset, options: argparse.Namespace) -> l
     """Errors of ours in all ways, of ours where it is told the model, of the peer."""
     device = options.device
     models = [learn_here(noisy, device, **way) for way in WAYS.values()]
+    # Clean images have no CTF, whatever those have that are filtered by what they tell.
+    truth = truth.assign_attrs(with_ctf=noisy.sample.defocus_A is not None)
     tried = zip([*models, truth], [*WAYS.values(), {}], strict=True)
     found = [np.concatenate(apply_here(noisy, model, device, **way)) for model, way in tried]
     found += [filter_by_peer(noisy, options.peer)[0] if options.peer else None]
