@@ -205,10 +205,12 @@ def test_few_images_and_no_noise_are_possible(n: int, variance: float, shrinkage
 
 
 @cache
-def simulated(snr: float, scale_A: float, **ctf: float) -> tuple[xr.DataArray, Doubles]:
+def simulated(
+    snr: float, scale_A: float, box_px: int, **ctf: float
+) -> tuple[xr.DataArray, Doubles]:
     """300 noisy images, and what they are like without noise and CTF."""
-    particle = emdask.phantom(200, radius_A=12.5 * scale_A, width_A=(scale_A, 2 * scale_A))
-    volume = particle.volume(32, scale_A)
+    particle = emdask.phantom(200, radius_A=0.39 * box_px * scale_A, width_A=(scale_A, 2 * scale_A))
+    volume = particle.volume(box_px, scale_A)
     optics: dict[str, Any] = {"defocus_A": (8e3, 2e4)} | ctf
     made = emdask.simulate(volume, 300, snr=snr, seed=5, ctf=optics)
     unscaled = emdask.simulate(volume, 300, snr=None, seed=5, ctf=optics).clean.values
@@ -218,9 +220,11 @@ def simulated(snr: float, scale_A: float, **ctf: float) -> tuple[xr.DataArray, D
 
 
 @cache
-def denoising_error(shrinkage: str, snr: float, scale_A: float = 1.0, **ctf: float) -> float:
+def denoising_error(
+    shrinkage: str, snr: float, scale_A: float = 1.0, box_px: int = 32, **ctf: float
+) -> float:
     """Error of denoised images over their power; CTFs have no envelope but what is given."""
-    images, clean = simulated(snr, scale_A, **ctf)
+    images, clean = simulated(snr, scale_A, box_px, **ctf)
     found = emdask.denoise(images, "cwf", shrinkage=shrinkage).values
     return float(np.square(found - clean).sum() / np.square(clean).sum())
 
@@ -235,7 +239,7 @@ def test_envelopes_that_leave_nothing_do_no_harm(
     assert found < 1.25 * denoising_error(shrinkage, snr)
 
 
-@pytest.mark.parametrize("shrinkage", sorted(ESTIMATORS))
+@pytest.mark.parametrize("shrinkage", ["bayes", "frobenius"])
 def test_low_frequencies_of_little_contrast_are_not_taken_for_lost(shrinkage: str) -> None:
-    found = denoising_error(shrinkage, 0.3, 5.0, amplitude_contrast=0.0)
-    assert found < 1.25 * denoising_error(shrinkage, 0.3, 5.0)
+    """Without them the error is 0.9."""
+    assert denoising_error(shrinkage, 0.3, 5.0, 48, amplitude_contrast=0.0) < 0.1
