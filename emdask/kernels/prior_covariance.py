@@ -22,6 +22,7 @@ Many images outweigh any prior: what remains is generalised least squares.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -31,7 +32,7 @@ import numpy.typing as npt
 from scipy import special
 
 from emdask.kernels.conjugate_gradients import solve_equations
-from emdask.kernels.steerable import SteerableBasis
+from emdask.kernels.steerable import SteerableBasis, steerable_basis
 
 __all__ = ["bayes_covariance", "fit_powers"]
 
@@ -265,7 +266,20 @@ def _compare(
 
 
 def _make_components(basis: SteerableBasis) -> list[Doubles]:
-    """Return of each order (n_q, n_discs * n_frequencies): u of unit power a pixel.
+    """Return of each order (n_q, n_discs * n_frequencies): u of unit power a pixel."""
+    whole = steerable_basis(basis.box_px, radius_px=basis.radius_px, band=basis.band)
+    # Functions of a basis are orthonormal at the nodes: products are what others are made of.
+    return [
+        (own[:-1].T @ functions[:-1]) @ components
+        for own, functions, components in zip(
+            basis.radial, whole.radial, _expand_components(whole), strict=True
+        )
+    ]
+
+
+@functools.lru_cache(maxsize=4)
+def _expand_components(basis: SteerableBasis) -> tuple[Doubles, ...]:
+    """Expand the components of the prior in a whole basis.
 
     A field of one frequency is J_k(2 π f x) at the radius x; it is cut by a disc, and expanded.
     """
@@ -285,7 +299,7 @@ def _make_components(basis: SteerableBasis) -> list[Doubles]:
         inside = radial[:-1].T @ waves
         fields = waves[chosen].T * math.sqrt(NODE_STEP)
         components.append(np.concatenate([(inside * disc) @ fields for disc in discs], axis=1))
-    return components[::-1]
+    return tuple(components[::-1])
 
 
 def _sample_bessel(n_orders: int, at: Doubles) -> Iterator[Doubles]:

@@ -24,7 +24,7 @@ def over_pixels(reduction: str, images: Any, dtype: Any = None) -> Any:
     Parameters
     ----------
     reduction
-        Method of arrays that may be applied to rows first: "sum", "max", "min" or "all".
+        Method of arrays that may be applied to rows first: "sum", "mean", "max", "min" or "all".
     images
         Images, (..., h, w).
     dtype

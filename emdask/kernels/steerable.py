@@ -188,6 +188,7 @@ def _make_basis(box_px: int, radius_px: float, band: float) -> SteerableBasis:
     )
 
 
+@functools.lru_cache(maxsize=16)
 def _place_nodes(n: int) -> tuple[Doubles, Doubles]:
     """Return the nodes and weights of Gauss-Legendre quadrature of [0, 1]."""
     points, weights = np.polynomial.legendre.leggauss(n)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
-from emdask.kernels.reductions import mean_of_pixels
+from emdask.kernels.reductions import over_pixels
 from emdask.kernels.steerable import SteerableBasis, expand, sample_filters
 from emdask.kernels.transforms import to_half_planes
 
@@ -59,8 +59,10 @@ def expand_images(images: Any, basis: SteerableBasis, optics: Optics | None) -> 
     Expansion
     """
     xp = array_namespace(images)
-    means = mean_of_pixels(images).astype(np.result_type(images.dtype, np.float32))
-    terms = to_half_planes(images - means[:, None, None])
+    pixels = images.astype(np.result_type(images.dtype, np.float32), copy=False)
+    # What rounding leaves of the mean is at frequency 0 alone.
+    terms = to_half_planes(pixels - over_pixels("mean", pixels)[:, None, None])
+    terms[:, 0, 0] = 0
     which, ctfs = np.zeros(len(images), np.intp), None
     power: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = _pass_all
     if optics is not None:
