@@ -313,6 +313,67 @@ def run_on(
     return run_on_card(function, *args, n_bytes=n_bytes, what=what)
 
 
+def sum_batches(
+    function: Callable[..., Result],
+    images: Any,
+    *,
+    along: Mapping[str, Any],
+    combine: Callable[[Result, Result], Result],
+    device: str,
+    n_images: int,
+    what: str,
+) -> Result:
+    """Add up what a function makes of images, batch by batch, on a device.
+
+    Parameters
+    ----------
+    function
+        Takes images of the device's library, and returns sums of the host.
+    images : array, shape (n, h, w)
+        Of the host.
+    along
+        Keyword arguments of ``function`` that go along with the images: of each a slice serves a
+        batch; None stays None.
+    combine
+        ``(sums, sums) -> sums``.
+    device
+        "cpu" or "cuda".
+    n_images
+        Most images of a batch.
+    what
+        As of `run_on`.
+
+    Returns
+    -------
+    object
+        Sums over all images.
+
+    Raises
+    ------
+    DeviceError
+        If the card has no room for a batch.
+
+    Examples
+    --------
+    >>> images = np.ones((5, 2, 2))
+    >>> how = {"combine": np.add, "device": "cpu", "n_images": 2, "what": "a sum"}
+    >>> float(sum_batches(np.sum, images, along={}, **how))
+    20.0
+    """
+    from emdask.blocks_cuda import working_bytes
+
+    def add_up() -> Result:
+        parts = (slice(start, start + n_images) for start in range(0, len(images), n_images))
+        return functools.reduce(combine, map(add_one, parts))
+
+    def add_one(part: slice) -> Result:
+        some = {name: None if value is None else value[part] for name, value in along.items()}
+        return function(to_device(images[part], device), **some)
+
+    n_bytes = working_bytes((n_images, *images.shape[1:]))
+    return run_on(device, add_up, n_bytes=n_bytes, what=what)
+
+
 def to_device(array: Any, device: str) -> Any:
     """Return an array on a device, within `run_on`: itself if it is there already.
 

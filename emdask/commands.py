@@ -43,7 +43,7 @@ from emdask.method import (
     list_methods,
     resolve_method,
 )
-from emdask.stack import optics_of, step_parameters, value_text
+from emdask.stack import CORRECTED, optics_of, step_parameters, value_text
 from emdask.variables import BY_NAME
 from emdask.whiteners import learn_noise, unwhiten, whiten
 
@@ -500,7 +500,7 @@ def blur_denoised(
     float32 array, shape (n, h, w), or None
         What the images before are, but for the noise.
     """
-    if denoised.attrs.get("ctf_state") != "corrected":
+    if denoised.attrs.get("ctf_state") != CORRECTED:
         return None
     optics = optics_of(noisy[: len(after)])
     if optics is None:

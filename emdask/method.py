@@ -42,8 +42,8 @@ class Learn:
     shared
         Parameters that must be those of the model.
     check
-        ``(model, params, stack) -> None``: raises where a model does not suit a stack or the
-        parameters that the user gave; None where any does.
+        ``(model, params, stack, optics) -> None``: raises where a model does not suit a stack, of
+        these optics, or the parameters that the user gave; None where any does.
     """
 
     chunk: Mapping[str, Callable[..., Any]]
@@ -51,7 +51,7 @@ class Learn:
     finalize: Callable[..., Any]
     wanted: Callable[[Any], bool] | None = None
     shared: tuple[str, ...] = ()
-    check: Callable[[Any, Any, Any], None] | None = None
+    check: Callable[[Any, Any, Any, Any], None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from emdask.kernels.ctf import Optics
 from emdask.lazy import BAD_PIXELS, learn_model, map_images, stored_parameters
 from emdask.method import Method, learns, resolve_method
 from emdask.stack import (
+    CORRECTED,
     add_provenance,
     as_stack,
     image_ids,
@@ -86,9 +87,9 @@ def denoise(
     device = check_device(device, name, record.apply)
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(stack)
-    model = _check_model(model, name, record, params, source)
-    params = complete_params(record, params, source)
     optics = optics_of(source) if record.takes_optics else None
+    model = _check_model(model, name, record, params, source, optics)
+    params = complete_params(record, params, source)
     if learns(record, params) and model is None:
         model = _learn(source, name, record, params, optics, device, bad_pixels)
     images = map_images(
@@ -104,7 +105,7 @@ def denoise(
     learnt = {"model": dict(model.attrs)} if isinstance(model, xr.Dataset) else {}
     attrs = add_provenance(source.attrs, name, asdict(params) | learnt)
     if optics is not None and record.corrects is not None and record.corrects(params):
-        attrs["ctf_state"] = "corrected"
+        attrs["ctf_state"] = CORRECTED
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
 
 
@@ -165,7 +166,14 @@ def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
     return params if record.complete is None else record.complete(params, stack.attrs, stack.shape)
 
 
-def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.DataArray) -> Any:
+def _check_model(
+    model: Any,
+    name: str,
+    record: Method,
+    params: Any,
+    stack: xr.DataArray,
+    optics: Optics | None,
+) -> Any:
     """Open a model that is given by its path; refuse one that is for something else."""
     if model is None:
         return None
@@ -183,7 +191,7 @@ def _check_model(model: Any, name: str, record: Method, params: Any, stack: xr.D
             require(given == learnt, name, rule, given, f"Pass {shared} as well.")
         _check_size(model, name, stack)
         if record.learn is not None and record.learn.check is not None:
-            record.learn.check(model, params, stack)
+            record.learn.check(model, params, stack, optics)
         # What methods make of a model they keep; a copy, should the user change it afterwards.
         return model.load().copy(deep=False)
     is_delayed = isinstance(model, Delayed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from math import prod
@@ -13,24 +13,31 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask.backend import array_namespace, run_on, to_device
-from emdask.blocks_cuda import batch_size, working_bytes
+from emdask.backend import array_namespace, sum_batches
+from emdask.blocks_cuda import batch_size
 from emdask.checks import check_choice, check_number, check_sigma, require, sentence
 from emdask.errors import StackError
 from emdask.kernels.covariance import (
+    ESTIMATORS,
     CoefficientSums,
     add_sums,
     estimate_covariance,
     sum_coefficients,
 )
 from emdask.kernels.ctf import Optics
+from emdask.kernels.principal_components import (
+    draw_components,
+    leading,
+    pad_rows,
+    principal_components,
+)
 from emdask.kernels.steerable import SteerableBasis, combine, evaluate, steerable_basis
 from emdask.kernels.steerable_images import expand_images
 from emdask.kernels.steerable_wiener import filter_coefficients, scale_factors
 from emdask.kernels.transforms import to_images
 from emdask.kernels.whitening import corner_mask
 from emdask.method import Learn, Method, parameter
-from emdask.stack import CORRECTED, ctf_state, is_whitened, optics_of
+from emdask.stack import CORRECTED, ctf_state, is_whitened
 
 # Frequencies up to that of a box of so many pixels are worked on: tables of its basis take 63 MB,
 # and time and memory grow with the fourth power.
@@ -40,12 +47,9 @@ LEAST_BOX_PX = 8
 LEAST_CELLS = 0.9
 # Parameters that a model has and that play no part beside it.
 SETTLED = ("shrinkage", "radius_px", "max_frequency")
-SHRINKAGES = ("bayes", "frobenius", "operator")
 N_EIGENIMAGES = 32
 # Variance of corners in parts of that of the middle, as it seems by differences of neighbours.
 LEAST_CORNERS = 0.2
-# Components of less variance than this part of the strongest one are nothing.
-LEAST_VARIANCE = 1e-7
 # Images, and their pixels, that are worked on together on the processor.
 BATCH, BATCH_PIXELS = 256, 1 << 22
 LEVELS, SQUARES = "grey levels", "grey levels²"
@@ -132,7 +136,7 @@ class Cwf:
     def __post_init__(self) -> None:
         check_sigma("cwf", self.sigma)
         check_choice("cwf", "ctf", self.ctf, ("correct", "keep"))
-        check_choice("cwf", "shrinkage", self.shrinkage, SHRINKAGES)
+        check_choice("cwf", "shrinkage", self.shrinkage, tuple(ESTIMATORS))
         if self.radius_px != "auto":
             check_number("cwf", "radius_px", self.radius_px, 2, 1e6)
         if self.max_frequency != "auto":
@@ -165,7 +169,7 @@ def complete(params: Cwf, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> C
     return replace(params, radius_px=radius_px, max_frequency=frequency)
 
 
-def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
+def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray, optics: Optics | None) -> None:
     """Refuse images that are not of the kind that a model was learnt from.
 
     Raises
@@ -179,7 +183,7 @@ def check_model(model: xr.Dataset, params: Cwf, stack: xr.DataArray) -> None:
         own, value = known[name], getattr(params, name)
         rule = f"{name} is settled by the model, {own!r}"
         require(value in (own, getattr(Cwf(), name)), "cwf", rule, value, "Leave it out.")
-    has_ctf = optics_of(stack) is not None
+    has_ctf = optics is not None
     if ctf_state(stack) != CORRECTED:
         words = ("not known", "known")
         rule = f"the model was learnt from images whose CTF is {words[bool(known['with_ctf'])]}"
@@ -255,46 +259,37 @@ def sum_images(
     StackSums
     """
     box_px = images.shape[-1]
-    batch = _images_at_once(images.shape[1:], device)
-    n_bytes = working_bytes((batch, box_px, box_px))
     basis = find_basis(box_px, asdict(params))
-    what = f"adding up images of {box_px} px"
-    given = (images, basis, optics, device, batch)
-    return run_on(device, _add_up, *given, n_bytes=n_bytes, what=what)
-
-
-def _images_at_once(shape: tuple[int, int], device: str) -> int:
-    return (
-        batch_size(shape) if device == "cuda" else min(BATCH, max(1, BATCH_PIXELS // prod(shape)))
+    coefficients = sum_batches(
+        partial(_sum_batch, basis=basis),
+        images,
+        along={"optics": optics},
+        combine=add_sums,
+        device=device,
+        n_images=_images_at_once(images.shape[1:], device),
+        what=f"adding up images of {box_px} px",
     )
-
-
-def _add_up(
-    images: npt.NDArray[Any],
-    basis: SteerableBasis,
-    optics: Optics | None,
-    device: str,
-    batch: int,
-) -> StackSums:
-    """Work through a block batch by batch."""
-    total: CoefficientSums | None = None
-    for start in range(0, len(images), batch):
-        some = slice(start, start + batch)
-        there = to_device(images[some], device)
-        given = expand_images(there, basis, optics and optics[some])
-        sums = sum_coefficients(given.coefs, basis, given.power, given.which)
-        total = sums if total is None else add_sums(total, sums)
     corners = images[:, corner_mask(images.shape[1:])].astype(np.float64)
     background, square = corners.mean(axis=1), corners.var(axis=1, ddof=corners.shape[1] > 1)
-    assert total is not None
     return StackSums(
-        total,
-        basis.box_px,
+        coefficients,
+        box_px,
         optics is not None,
         len(images),
         background.sum(),
         square.sum(),
         _measure_roughness(images).sum(),
+    )
+
+
+def _sum_batch(images: Any, *, basis: SteerableBasis, optics: Optics | None) -> CoefficientSums:
+    given = expand_images(images, basis, optics)
+    return sum_coefficients(given.coefs, basis, given.power, given.which)
+
+
+def _images_at_once(shape: tuple[int, int], device: str) -> int:
+    return (
+        batch_size(shape) if device == "cuda" else min(BATCH, max(1, BATCH_PIXELS // prod(shape)))
     )
 
 
@@ -338,12 +333,12 @@ def finish(sums: StackSums, params: Cwf) -> xr.Dataset:
     background = sums.background / sums.n_images
     noise_variance = _measure_noise(sums) if params.sigma == "auto" else params.sigma**2
     found = estimate_covariance(sums.coefficients, basis, noise_variance, params.shrinkage)
-    variance, vectors = _principal_components(found.blocks)
-    order, rank = _leading(variance)
+    variance, vectors = principal_components(found.blocks)
+    order, rank = leading(variance, N_EIGENIMAGES)
     drawn = [(0, found.mean), *((k, vectors[k, :, i]) for k, i in zip(order, rank, strict=True))]
-    mean, *eigenimages = _draw(basis, drawn)
+    mean, *eigenimages = draw_components(basis, drawn)
     edges = [own.noise_edge for own in found.spectra]
-    sample = _pad([own.sample for own in found.spectra], np.nan)
+    sample = pad_rows([own.sample for own in found.spectra], np.nan)
     drawn_as = ("component", "y", "x")
     return xr.Dataset(
         {
@@ -393,45 +388,6 @@ def _measure_noise(sums: StackSums) -> float:
 
 def _variable(dims: Any, values: Any, long_name: str, units: str = "1") -> xr.Variable:
     return xr.Variable(dims, np.asarray(values), {"long_name": long_name, "units": units})
-
-
-def _principal_components(blocks: Sequence[Doubles]) -> tuple[Doubles, Doubles]:
-    """Return the eigenvalues (order, rank) and -vectors (order, radial, rank), descending.
-
-    Where an order has fewer, and where all is nothing, they are 0.
-    """
-    pairs = [np.linalg.eigh(block) for block in blocks]
-    variance = _pad([values[::-1] for values, _ in pairs])
-    variance[variance < LEAST_VARIANCE * variance.max(initial=0)] = 0
-    n_ranks = max(1, int((variance > 0).sum(axis=1).max(initial=0)))
-    vectors = np.zeros((*variance.shape, n_ranks))
-    for own, (_, columns) in zip(vectors, pairs, strict=True):
-        own[: len(columns), : len(columns)] = columns[:, ::-1][:, :n_ranks]
-    return variance[:, :n_ranks], vectors
-
-
-def _pad(rows: Sequence[npt.NDArray[Any]], filler: float = 0.0) -> Doubles:
-    table = np.full((len(rows), max(map(len, rows))), filler)
-    for target, row in zip(table, rows, strict=True):
-        target[: len(row)] = row
-    return table
-
-
-def _leading(variance: Doubles) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return order and rank of the components of most variance, descending."""
-    order, rank = np.unravel_index(np.argsort(-variance, axis=None), variance.shape)
-    n_shown = min(N_EIGENIMAGES, int((variance > 0).sum()))
-    return order[:n_shown], rank[:n_shown]
-
-
-def _draw(basis: SteerableBasis, components: Sequence[tuple[int, Doubles]]) -> npt.NDArray[Any]:
-    """Return images of coefficients of one order each, of the same norm."""
-    coefs = np.zeros((len(components), len(basis.orders)), np.complex64)
-    for own, (k, values) in zip(coefs, components, strict=True):
-        place = basis.slices[k]
-        own[place] = values[: place.stop - place.start] / np.sqrt(2 if k else 1)
-    drawn: npt.NDArray[Any] = to_images(evaluate(coefs, basis), (basis.box_px, basis.box_px))
-    return drawn
 
 
 # --- Denoising ------------------------------------------------------------------------------------
@@ -528,6 +484,11 @@ def _prepare(identical: _Identical, noise_variance: float) -> _Filter:
     return _Filter(components, basis.radial[0] @ mean, evaluate(coefs, basis))
 
 
+def returns_corrected(params: Cwf) -> bool:
+    """Whether a CTF that is known is undone."""
+    return params.ctf == "correct"
+
+
 METHOD = Method(
     params=Cwf,
     apply={"cpu": denoise, "cuda": denoise},
@@ -539,5 +500,5 @@ METHOD = Method(
     ),
     complete=complete,
     takes_optics=True,
-    corrects=lambda params: params.ctf == "correct",
+    corrects=returns_corrected,
 )

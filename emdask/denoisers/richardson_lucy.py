@@ -20,7 +20,7 @@ from emdask.kernels.deconvolution import (
     sample_spectrum,
     see_through_wiener,
 )
-from emdask.kernels.psf import TRUNCATE, freeze_psf, gaussian_psf
+from emdask.kernels.psf import TRUNCATE, corrects_ctf, freeze_psf, gaussian_psf
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 from emdask.method import Method, noise_parameter, parameter
 
@@ -150,11 +150,6 @@ def _blurred_psf(psf: Any, width_px: float) -> Any:
         return np.maximum(blurred, 0).astype(np.float32)
     own = 0.0 if isinstance(psf, str) else psf
     return gaussian_psf(float(np.hypot(own, width_px))).astype(np.float32)
-
-
-def corrects_ctf(params: RichardsonLucy) -> bool:
-    """Whether a CTF that is known is undone."""
-    return params.psf == "auto"
 
 
 METHOD = Method(

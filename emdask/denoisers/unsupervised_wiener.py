@@ -12,7 +12,7 @@ from emdask.backend import array_namespace, restoration_namespace
 from emdask.checks import check_integer
 from emdask.kernels.ctf import Optics
 from emdask.kernels.deconvolution import best_balance, deconvolve, library_psf, sample_spectrum
-from emdask.kernels.psf import freeze_psf
+from emdask.kernels.psf import corrects_ctf, freeze_psf
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 from emdask.method import Method, parameter
 
@@ -131,11 +131,6 @@ def _draws(image: Any, seed: int) -> Any:
     from emdask.kernels.draws_cuda import host_draws
 
     return host_draws(seed)
-
-
-def corrects_ctf(params: UnsupervisedWiener) -> bool:
-    """Whether a CTF that is known is undone."""
-    return params.psf == "auto"
 
 
 METHOD = Method(

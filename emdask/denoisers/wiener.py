@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask.backend import restoration_namespace, run_on, to_device
-from emdask.blocks_cuda import batch_size, working_bytes
+from emdask.backend import restoration_namespace, sum_batches
+from emdask.blocks_cuda import batch_size
 from emdask.checks import check_choice, check_number, check_sigma
 from emdask.kernels.ctf import Optics
 from emdask.kernels.deconvolution import best_balance, deconvolve, library_psf, sample_spectrum
-from emdask.kernels.psf import freeze_psf
+from emdask.kernels.psf import corrects_ctf, freeze_psf
 from emdask.kernels.spectral_snr import (
     SpectrumSums,
     add_sums,
@@ -135,26 +135,16 @@ def add_up(
     SpectrumSums
         On the host.
     """
-    shape = images.shape[1:]
-    n_bytes = working_bytes((batch_size(shape), *shape))
-    what = f"adding up the power of images of {shape[1]} x {shape[0]} px"
-    given = (images, params, optics, device)
-    total: SpectrumSums = run_on(device, _add_batches, *given, n_bytes=n_bytes, what=what)
-    return total
-
-
-def _add_batches(
-    images: npt.NDArray[Any], params: Wiener, optics: Optics | None, device: str
-) -> SpectrumSums:
-    at_once = batch_size(images.shape[1:])
-    parts = (slice(start, start + at_once) for start in range(0, len(images), at_once))
-    sums = (
-        sum_spectrum(
-            to_device(images[part], device), params.sigma, params.psf, optics and optics[part]
-        )
-        for part in parts
+    height, width = images.shape[1:]
+    return sum_batches(
+        partial(sum_spectrum, sigma=params.sigma, psf=params.psf),
+        images,
+        along={"optics": optics},
+        combine=add_sums,
+        device=device,
+        n_images=batch_size((height, width)),
+        what=f"adding up the power of images of {width} x {height} px",
     )
-    return reduce(add_sums, sums)
 
 
 def finish(sums: SpectrumSums, params: Wiener) -> xr.Dataset:
@@ -215,11 +205,6 @@ def _restore(image: Any, transfer: Any, strength: float) -> Any:
     psf = library_psf(transfer, image)
     restored = restoration_namespace(image).wiener(image, psf, balance, clip=False)
     return restored.astype(np.float32)
-
-
-def corrects_ctf(params: Wiener) -> bool:
-    """Whether a CTF that is known is undone."""
-    return params.psf == "auto"
 
 
 METHOD = Method(

@@ -17,7 +17,7 @@ from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import frequency_grid
 from emdask.kernels.reductions import over_pixels
 
-__all__ = ["freeze_psf", "gaussian_psf", "transfer_function", "transfer_functions"]
+__all__ = ["corrects_ctf", "freeze_psf", "gaussian_psf", "transfer_function", "transfer_functions"]
 
 Array = npt.NDArray[Any]
 
@@ -33,6 +33,18 @@ TRUNCATE = 4.0
 LEAST_CTF = 0.1
 # A CTF has its first maximum where it comes to this share of its largest value.
 MAXIMUM = 0.9
+
+
+def corrects_ctf(params: Any) -> bool:
+    """Whether parameters of a deconvolution take the CTF, where it is known, for the PSF.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> corrects_ctf(SimpleNamespace(psf="auto")), corrects_ctf(SimpleNamespace(psf=1.5))
+    (True, False)
+    """
+    return isinstance(params.psf, str) and params.psf == "auto"
 
 
 def freeze_psf(what: str, psf: Any, *, signed: bool = True) -> Any:
