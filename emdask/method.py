@@ -123,7 +123,37 @@ class Reconstructor:
     complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
 
 
-RECORDS = (Method, Reconstructor)
+@dataclass(frozen=True, kw_only=True)
+class Picker:
+    """One way to score how likely a particle's centre is at each place of a micrograph.
+
+    Parameters
+    ----------
+    params
+        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter`
+        fields.
+    score
+        Device to ``(image, params, model) -> emdask.kernels.picking.ScoreMap``: a micrograph (h, w)
+        as `emdask.kernels.standard_micrographs.standardise` makes it, particles light, to its map
+        of scores, of the same library.
+    standard_px
+        Diameter of a particle in the image that it scores.
+    threshold
+        Least score of a particle, unless the user says otherwise.
+    load
+        ``(params, diameter_A) -> model``: reads and prepares what all micrographs need, on the
+        client, once; ``diameter_A`` is None where no pixel size is known. None where nothing is
+        needed; ``score`` then gets None for the model.
+    """
+
+    params: type
+    score: Mapping[str, Callable[..., Any]]
+    standard_px: float
+    threshold: float
+    load: Callable[[Any, float | None], Any] | None = None
+
+
+RECORDS = (Method, Reconstructor, Picker)
 
 
 def parameter(default: Any, meaning: str, unit: str = "") -> Any:
@@ -207,7 +237,7 @@ def find_method(family: str, name: str) -> Any:
 
     Returns
     -------
-    Method or Reconstructor
+    Method, Reconstructor or Picker
         As the family has.
 
     Raises
@@ -243,7 +273,7 @@ def learns(record: Method, params: Any) -> bool:
     return record.learn.wanted is None or record.learn.wanted(params)
 
 
-def about(record: Method | Reconstructor) -> str:
+def about(record: Method | Reconstructor | Picker) -> str:
     """Return what a method does, in one line: the first of its file.
 
     Examples
@@ -272,7 +302,7 @@ def resolve_method(
     Returns
     -------
     name : str
-    record : Method or Reconstructor
+    record : Method, Reconstructor or Picker
     params : object
         Instance of ``record.params``.
 
@@ -301,7 +331,9 @@ def resolve_method(
     return name, record, method
 
 
-def build_params(name: str, record: Method | Reconstructor, options: Mapping[str, Any]) -> Any:
+def build_params(
+    name: str, record: Method | Reconstructor | Picker, options: Mapping[str, Any]
+) -> Any:
     """Make the parameter record from parameters by name.
 
     Raises
