@@ -1,0 +1,193 @@
+"""Micrographs brought to one size of particle, a flat background and one scale of grey levels.
+
+What picks particles then works alike on any camera, pixel size and kind of grey levels; one
+function for NumPy and CuPy arrays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from emdask.backend import array_namespace, fourier_namespace
+
+__all__ = ["CONTRASTS", "Scale", "resize", "standardise"]
+
+CONTRASTS: Final = ("dark", "light")
+# Width of what counts as background, in diameters: standard deviation of the Gaussian.
+BACKGROUND_WIDTH: Final = 1.5
+# Deviations, robust ones, beyond which grey levels say nothing more: hot pixels as recorded, and
+# crystals of ice on the standard image, which would bend the background around them.
+RAW_LIMIT: Final = 10.0
+LIMIT: Final = 5.0
+# Deviations that stand out of the background, how much they count for in it, and how often it is
+# found.
+OUTSTANDING: Final = 4.0
+LEAST_WEIGHT: Final = 0.05
+N_PASSES: Final = 3
+# Grey levels that robust measures are taken from, and pixels that are resized at once.
+SAMPLE_PIXELS: Final = 1 << 18
+BAND_PIXELS: Final = 1 << 21
+
+
+class Scale(NamedTuple):
+    """Pixels of a standard image for each pixel of the original, along x and y."""
+
+    factor_x: float
+    factor_y: float
+
+    def to_original(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Return points of the standard image in px of the original; pixel centres are integers.
+
+        Examples
+        --------
+        >>> Scale(0.5, 0.5).to_original(0.0, 1.0)
+        (0.5, 2.5)
+        """
+        return (x + 0.5) / self.factor_x - 0.5, (y + 0.5) / self.factor_y - 0.5
+
+    def to_standard(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Inverse of `to_original`.
+
+        Examples
+        --------
+        >>> Scale(0.5, 0.5).to_standard(0.5, 2.5)
+        (0.0, 1.0)
+        """
+        return (x + 0.5) * self.factor_x - 0.5, (y + 0.5) * self.factor_y - 0.5
+
+
+def standardise(
+    image: Any, diameter_px: float, standard_px: float = 32, contrast: str = "dark"
+) -> tuple[Any, Scale]:
+    """Bring a micrograph to the standard: particles of one size, light, on flat ground, noise of 1.
+
+    Parameters
+    ----------
+    image : array, shape (h, w)
+        NumPy or CuPy, of any type; finite.
+    diameter_px
+        Diameter of a particle in px of the image.
+    standard_px
+        Diameter that it is to have.
+    contrast
+        "dark" where particles are darker than the ice, as recorded in underfocus, or "light".
+
+    Returns
+    -------
+    standard : array, shape (h', w')
+        float32, within -5 and 5; 0 where the image is constant.
+    scale : Scale
+        From px of the image to those of the standard image.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(100, 20, (90, 120))
+    >>> standard, scale = standardise(image, diameter_px=48)
+    >>> standard.shape, scale.factor_x
+    ((60, 80), 0.6666666666666666)
+    """
+    height, width = image.shape
+    factor = standard_px / diameter_px
+    shape = (max(1, round(height * factor)), max(1, round(width * factor)))
+    scale = Scale(shape[1] / width, shape[0] / height)
+    middle, spread = _measure(image)
+    if spread == 0:
+        return array_namespace(image).zeros(shape, np.float32), scale
+    sign = -1 if contrast == "dark" else 1
+    small = resize(image, shape, (middle - RAW_LIMIT * spread, middle + RAW_LIMIT * spread))
+    return _flatten(sign * (small - np.float32(middle)), BACKGROUND_WIDTH * standard_px), scale
+
+
+def resize(image: Any, shape: tuple[int, int], limits: tuple[float, float] | None = None) -> Any:
+    """Resize an image by its cosine transform, which mirrors it at its borders.
+
+    Parameters
+    ----------
+    image : array, shape (h, w)
+        NumPy or CuPy, of any type.
+    shape
+        Height and width to be had.
+    limits
+        Least and greatest grey level; those beyond are taken for these.
+
+    Returns
+    -------
+    array, shape ``shape``
+        float32, of the same grey levels; frequencies that it has no room for are left out, so that
+        white noise stays white.
+
+    Examples
+    --------
+    >>> resize(np.full((5, 8), 3), (2, 3)).round(5).tolist()
+    [[3.0, 3.0, 3.0], [3.0, 3.0, 3.0]]
+    """
+    narrow = _resize_rows(image, shape[1], limits)
+    return array_namespace(image).ascontiguousarray(_resize_rows(narrow.T, shape[0], None).T)
+
+
+def _resize_rows(image: Any, length: int, limits: tuple[float, float] | None) -> Any:
+    """Resize along the last axis, band by band: the whole image is never held as float32."""
+    xp, fourier = array_namespace(image), fourier_namespace(image)
+    height, width = image.shape
+    kept = min(length, width)
+    gain = np.float32(np.sqrt(length / width))
+    result = xp.empty((height, length), np.float32)
+    n_rows = max(1, BAND_PIXELS // max(width, length))
+    for start in range(0, height, n_rows):
+        band = xp.ascontiguousarray(image[start : start + n_rows], dtype=np.float32)
+        if limits is not None:
+            band = band.clip(*map(np.float32, limits))
+        frequencies = xp.zeros((len(band), length), np.float32)
+        frequencies[:, :kept] = fourier.dct(band, norm="ortho", axis=-1)[:, :kept] * gain
+        result[start : start + n_rows] = fourier.idct(frequencies, norm="ortho", axis=-1)
+    return result
+
+
+def _flatten(image: Any, width_px: float) -> Any:
+    """Take the background from an image and divide by the deviation of the rest.
+
+    The background is a weighted mean, in which what stands out counts for little the next time:
+    else a lump of ice would leave a trench around it. All of the film stands out, and so has a
+    background after all.
+    """
+    xp = array_namespace(image)
+    weights = xp.ones(image.shape, np.float32)
+    rest = image
+    for _ in range(N_PASSES):
+        rest = rest - _blur(rest * weights, width_px) / _blur(weights, width_px)
+        middle, spread = _measure(rest)
+        if spread == 0:
+            return xp.zeros(image.shape, np.float32)
+        rest = ((rest - np.float32(middle)) / np.float32(spread)).clip(-LIMIT, LIMIT)
+        weights = xp.where(abs(rest) < OUTSTANDING, np.float32(1), np.float32(LEAST_WEIGHT))
+    return rest.astype(np.float32, copy=False)
+
+
+def _blur(image: Any, width_px: float) -> Any:
+    """Blur an image by a Gaussian, mirrored at its borders.
+
+    What is so wide is known from few pixels: of an image four times smaller, if it can be.
+    """
+    height, width = image.shape
+    coarse = min(4, height, width)
+    small = resize(image, (-(-height // coarse), -(-width // coarse)))
+    xp, fourier = array_namespace(image), fourier_namespace(image)
+    for _ in range(2):
+        length = small.shape[1]
+        cycles = xp.arange(length, dtype=np.float32) / (2 * length * coarse)
+        gain = xp.exp(-2 * (np.pi * width_px * cycles) ** 2).astype(np.float32)
+        frequencies = fourier.dct(small, norm="ortho", axis=-1) * gain
+        small = xp.ascontiguousarray(fourier.idct(frequencies, norm="ortho", axis=-1).T)
+    return resize(small, (height, width))
+
+
+def _measure(image: Any) -> tuple[float, float]:
+    """Return the median of an image and its deviation, by the quantiles of a normal one."""
+    xp = array_namespace(image)
+    step = max(1, round((image.size / SAMPLE_PIXELS) ** 0.5))
+    sample = image[::step, ::step].astype(np.float32)
+    low, middle, high = (float(q) for q in xp.percentile(sample, xp.asarray([15.87, 50, 84.13])))
+    # Counts of electrons may be 0 almost everywhere.
+    return middle, (high - low) / 2 or float(sample.std())
