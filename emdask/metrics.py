@@ -28,6 +28,20 @@ from emdask.kernels.fourier import (
 from emdask.kernels.resolutions import crossing
 from emdask.kernels.shells import corrected_correlation, shell_correlation, shell_frequencies
 from emdask.lazy import map_signature
+from emdask.pick_metrics import match_picks
+
+__all__ = [
+    "affine_fit",
+    "frc",
+    "frc_resolution",
+    "fsc",
+    "low_frequency_ratio",
+    "match_picks",
+    "mse",
+    "psnr",
+    "snr",
+    "ssim",
+]
 
 AXES = (-2, -1)
 # Wang, Bovik, Sheikh and Simoncelli 2004: a Gaussian window of 11 x 11 pixels, and what keeps the
