@@ -1,27 +1,30 @@
-"""Models that a method has learnt: plain datasets, kept as Zarr groups."""
+"""Models that a method has learnt: datasets, kept as Zarr groups, and weights of networks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
 from emdask.checks import require, sentence
 from emdask.errors import FormatError
 from emdask.io.output import remove_path, replace_path
+from emdask.io.weights import SUFFIX as WEIGHTS_SUFFIX
+from emdask.io.weights import Weights, open_weights, save_weights
 
 SUFFIX = ".zarr"
 
 
-def save_model(model: xr.Dataset, path: str | Path, *, overwrite: bool = False) -> Path:
-    """Write what `emdask.learn_denoiser` learnt, to be used on other stacks.
+def save_model(model: xr.Dataset | Weights, path: str | Path, *, overwrite: bool = False) -> Path:
+    """Write what `emdask.learn_denoiser` or `emdask.train_picker` learnt, to be used elsewhere.
 
     Parameters
     ----------
     model
-        The model, computed; its attribute ``method`` names the method.
+        The model, computed: a dataset, whose attribute ``method`` names the method, or weights.
     path
-        Target; its name ends in ``.zarr``.
+        Target; its name ends in ``.zarr``, that of weights in ``.safetensors``.
     overwrite
         Whether an existing model gives way.
 
@@ -45,8 +48,10 @@ def save_model(model: xr.Dataset, path: str | Path, *, overwrite: bool = False) 
     array([1., 2.])
     """
     path = Path(path)
+    if isinstance(model, Weights):
+        return save_weights(model, path, overwrite=overwrite)
     is_model = isinstance(model, xr.Dataset) and "method" in model.attrs
-    remedy = "Give what learn_denoiser(...).compute() returned."
+    remedy = "Give what learn_denoiser(...).compute() or train_picker(...) returned."
     require(is_model, "save_model", "needs a model", type(model).__name__, remedy)
     check_model_target(path, overwrite=overwrite)
     draft = path.with_name(f"{path.name}.partial")
@@ -58,6 +63,8 @@ def save_model(model: xr.Dataset, path: str | Path, *, overwrite: bool = False) 
 
 def check_model_target(path: str | Path, *, overwrite: bool = False) -> None:
     """Refuse, before hours of work, a target that `save_model` would refuse after them.
+
+    This is for datasets; `emdask.io.weights.check_weights_target` is for weights.
 
     Raises
     ------
@@ -75,18 +82,18 @@ def check_model_target(path: str | Path, *, overwrite: bool = False) -> None:
         raise FileExistsError(sentence(str(path), rule, remedy=remedy))
 
 
-def open_model(path: str | Path) -> xr.Dataset:
+def open_model(path: str | Path) -> Any:
     """Read a model that `save_model` wrote.
 
     Parameters
     ----------
     path
-        The Zarr group.
+        The Zarr group, or a ``.safetensors`` file.
 
     Returns
     -------
-    xarray.Dataset
-        In memory.
+    xarray.Dataset or Weights
+        In memory; weights of what ends in ``.safetensors``.
 
     Raises
     ------
@@ -101,6 +108,8 @@ def open_model(path: str | Path) -> xr.Dataset:
     """
     if not Path(path).exists():
         raise FileNotFoundError(sentence(str(path), "no such model"))
+    if Path(path).suffix.lower() == WEIGHTS_SUFFIX:
+        return open_weights(path)
     if not is_model(path):
         rule = "is not a model"
         remedy = "Models are written by save_model() or emdask denoise --save-model."
