@@ -12,14 +12,13 @@ import pandas as pd
 
 from emdask.checks import check_number, require, sentence
 from emdask.errors import ParameterError
-from emdask.micrograph_names import pair_names
+from emdask.picks import PLACE, check_picks, pair_names
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 Shapes = tuple[int, int] | Mapping[str, tuple[int, int]]
 
 NAME = "match_picks"
-PLACE = ("x_px", "y_px")
 
 
 class PickScore(NamedTuple):
@@ -228,7 +227,9 @@ def match_picks(
     check_number(NAME, "border_px", border_px, 0)
     if threshold is not None:
         check_number(NAME, "threshold", threshold)
-    found, known = _check_table("picks", picks), _check_table("truth", truth)
+    found, known = check_picks(NAME, picks), check_picks(NAME, truth, "truth")
+    found["score"] = found.get("score", 1.0)
+    known = known[["micrograph", *PLACE]]
     pairs = pair_names(found["micrograph"].unique(), known["micrograph"].unique())
     found["micrograph"] = found["micrograph"].map(lambda name: pairs.get(name, name))
     names = _find_names(found, known, micrographs)
@@ -335,25 +336,6 @@ def _take_nearest(picked: Floats, known: Floats, radius_px: float) -> tuple[Inte
             taken[i], distance_px[i] = candidates[nearest], distances[nearest]
             free[taken[i]] = False
     return taken, distance_px
-
-
-def _check_table(what: str, table: Any) -> pd.DataFrame:
-    """Columns that are needed, in memory and in order, indexed by row number."""
-    table = table.compute() if hasattr(table, "compute") else table
-    rule = f"{what} must be a table with columns micrograph, x_px, y_px"
-    require(isinstance(table, pd.DataFrame), NAME, rule, type(table).__name__)
-    columns = [*PLACE, "score"] if what == "picks" and "score" in table else [*PLACE]
-    missing = [name for name in ("micrograph", *PLACE) if name not in table]
-    require(not missing, NAME, rule, list(table.columns), f"It lacks {', '.join(missing)}.")
-    numbers: pd.DataFrame = table[columns].astype(np.float64).reset_index(drop=True)
-    bad = ~np.isfinite(numbers.to_numpy()).all(axis=1)
-    if bad.any():
-        rule = f"{what} must have finite {', '.join(columns)}; row {int(np.argmax(bad))} has not"
-        raise ParameterError(sentence(NAME, rule, remedy="Leave such rows out."))
-    numbers.insert(0, "micrograph", table["micrograph"].astype(str).to_numpy(object))
-    if what == "picks" and "score" not in numbers:
-        numbers["score"] = 1.0
-    return numbers
 
 
 def _find_names(
