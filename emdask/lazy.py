@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from math import prod
@@ -606,6 +606,125 @@ def _groups(images: da.Array, n_volumes: int, n_chains: int) -> list[tuple[int, 
             groups.append((first, end))
             first = end
     return groups
+
+
+def map_tables(
+    images: da.Array,
+    labels: Images,
+    function: Callable[..., Mapping[str, Any]],
+    *,
+    columns: Mapping[str, str],
+    name: str,
+    device: str,
+    supported: Collection[str],
+    model: Any = None,
+    bad_pixels: str = "raise",
+    **options: Any,
+) -> Any:
+    """Make a table of what is found in every block of whole images.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk; a chunk makes a partition.
+    labels : array, shape (n,)
+        What each image is called in the table.
+    function
+        ``(images, labels, *, device, model, **options) -> columns``: a module-level function of a
+        block (m, h, w), the names of its images, and the device "cpu" or "cuda".
+    columns
+        Name to pandas dtype, in order.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda"; resolved on the worker.
+    supported
+        Devices that ``function`` runs on.
+    model
+        What all blocks need; a worker gets it once.
+    bad_pixels
+        As of `map_images`.
+    **options
+        Passed on to ``function``.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        Rows in the order of the images. Tables of Dask keep no resources: on a cluster of which
+        not all workers have a card, compute what is made with ``device="cuda"`` within
+        `emdask.placement.on_cards`.
+    """
+    from dask.dataframe.dask_expr import from_graph
+
+    what = {"columns": columns, "supported": supported, "bad_pixels": bad_pixels, **options}
+    token = tokenize(images.name, labels, function, device, model, what)
+    prefix, model_key = f"{name}-{token}", (f"{name}-model-{token}", 0)
+    keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
+    graph: dict[Any, Any] = dict(optimize(images.dask, keys))
+    graph[model_key] = DataNode(model_key, model)
+    starts = [*map(int, _starts(images)), len(labels)]
+    for i, key in enumerate(keys):
+        graph[prefix, i] = Task(
+            (prefix, i),
+            _tabulate,
+            TaskRef(key),
+            labels[starts[i] : starts[i + 1]],
+            function,
+            first=starts[i],
+            device=device,
+            model=TaskRef(model_key),
+            **what,
+        )
+    _fuse_reads(graph, prefix)
+    rows = [(prefix, i) for i in range(len(keys))]
+    tasks = _Tasks(graph, token)
+    return from_graph(tasks, _as_table({}, columns), (None,) * (len(keys) + 1), rows, name)
+
+
+@dataclass(frozen=True)
+class _Tasks(Mapping[Any, Any]):
+    """A graph that is known by its token; else Dask looks through all of it for one, for seconds."""
+
+    graph: Mapping[Any, Any]
+    token: str
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.graph[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.graph)
+
+    def __len__(self) -> int:
+        return len(self.graph)
+
+    def __dask_tokenize__(self) -> str:
+        return self.token
+
+
+def _tabulate(
+    images: Images,
+    labels: Images,
+    function: Callable[..., Mapping[str, Any]],
+    *,
+    first: int,
+    columns: Mapping[str, str],
+    device: str,
+    supported: Collection[str],
+    bad_pixels: str,
+    **options: Any,
+) -> Any:
+    images = _clean(images, first, bad_pixels)
+    with one_blas_thread:
+        found = function(images, labels, device=resolve_device(device, supported), **options)
+    return _as_table(found, columns)
+
+
+def _as_table(found: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
+    import pandas as pd
+
+    return pd.DataFrame(
+        {label: pd.Series(found.get(label, ()), dtype=kind) for label, kind in columns.items()}
+    )
 
 
 def _count_threads() -> int:
