@@ -683,7 +683,7 @@ def map_tables(
 
 @dataclass(frozen=True)
 class _Tasks(Mapping[Any, Any]):
-    """A graph that is known by its token; else Dask looks through all of it for one, for seconds."""
+    """A graph that has a token of its own; to make one, Dask would go through all of it."""
 
     graph: Mapping[Any, Any]
     token: str
