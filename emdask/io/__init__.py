@@ -1,5 +1,7 @@
-"""Open and save stacks, volumes and models; every other file here is one format or one verb."""
+"""Open and save stacks, volumes, models and picks; any other file is one format or one verb."""
 
+from emdask.io.coordinates import open_picks
+from emdask.io.coordinates_output import save_picks
 from emdask.io.models import check_model_target, open_model, save_model
 from emdask.io.reading import open_stack
 from emdask.io.volumes import check_volume_target, open_volume, save_volume
@@ -10,9 +12,11 @@ __all__ = [
     "check_target",
     "check_volume_target",
     "open_model",
+    "open_picks",
     "open_stack",
     "open_volume",
     "save_model",
+    "save_picks",
     "save_stack",
     "save_volume",
 ]
