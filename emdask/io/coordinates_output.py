@@ -93,22 +93,74 @@ def save_picks(
     [['m.mrc', 10.5, 20.0, 0.9]]
     """
     path = Path(path).expanduser()
-    chosen = _find_format(path, format)
     table = check_picks(WHAT, picks)
     names = table.attrs[NAMES] if micrographs is None else tuple(dict.fromkeys(micrographs))
     strange = set(table["micrograph"]) - set(names)
     require(not strange, WHAT, "micrographs must have those of all picks", sorted(strange)[:1])
+    files = _plan(table, names, path, format, box_px, overwrite)
+    if list(files) == [""]:
+        _write_file(path, files[""])
+    else:
+        _write_folder(path, files)
+    return path
+
+
+def check_picks_target(
+    path: str | os.PathLike[str],
+    micrographs: Iterable[str],
+    *,
+    format: str | None = None,
+    box_px: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Refuse a target of picks as `save_picks` would, before the picks are there.
+
+    Parameters
+    ----------
+    path, format, box_px, overwrite
+        As of `save_picks`.
+    micrographs
+        Names of all micrographs.
+
+    Raises
+    ------
+    ParameterError, FileExistsError, FileNotFoundError
+
+    Examples
+    --------
+    >>> check_picks_target("picked.txt", ["m.mrc"])
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: save_picks: the path must be a folder, ... got 'picked.txt'. ...
+    """
+    names = tuple(dict.fromkeys(micrographs))
+    none = check_picks(WHAT, pd.DataFrame({"micrograph": [], "x_px": [], "y_px": []}))
+    _plan(none, names, Path(path).expanduser(), format, box_px, overwrite)
+
+
+def _plan(
+    picks: pd.DataFrame,
+    names: Sequence[str],
+    path: Path,
+    format: str | None,
+    box_px: int | None,
+    overwrite: bool,
+) -> Files:
+    """Files to be written, by their names in a folder, or "" for one; nothing is in their way."""
+    chosen = _find_format(path, format)
     if chosen == "box":
         require(box_px is not None, WHAT, "boxes need box_px, their side")
         check_integer(WHAT, "box_px", box_px, 1)
-    files = WRITERS[chosen](table, names, path, box_px or 0)
+    files = WRITERS[chosen](picks, names, path, box_px or 0)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(sentence(str(path), "its folder does not exist"))
-    if list(files) == [""]:
-        _write_file(path, files[""], overwrite)
-    else:
-        _write_folder(path, files, overwrite)
-    return path
+    is_one = list(files) == [""]
+    if path.is_dir() if is_one else path.is_file():
+        _refuse(path)
+    targets = [path] if is_one else [path / name for name in files]
+    there = [target for target in targets if target.exists()]
+    if there and not overwrite:
+        _refuse(there[0])
+    return files
 
 
 def _find_format(path: Path, chosen: str | None) -> str:
@@ -229,18 +281,14 @@ def _clean_parts(micrograph: str) -> list[str]:
 # Writing
 
 
-def _write_file(path: Path, text: str, overwrite: bool) -> None:
-    if path.is_dir() or (path.exists() and not overwrite):
-        _refuse(path)
+def _write_file(path: Path, text: str) -> None:
     draft = path.with_name(f"{path.name}.partial")
     draft.write_text(text, encoding="utf-8")
     os.replace(draft, path)
 
 
-def _write_folder(folder: Path, files: Files, overwrite: bool) -> None:
+def _write_folder(folder: Path, files: Files) -> None:
     """Write a folder that appears as a whole, or file by file into one that has others."""
-    if folder.is_file():
-        _refuse(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         draft = folder.with_name(f"{folder.name}.partial")
         remove_path(draft)
@@ -249,9 +297,6 @@ def _write_folder(folder: Path, files: Files, overwrite: bool) -> None:
             (draft / name).write_text(text, encoding="utf-8")
         replace_path(draft, folder)
         return
-    there = [name for name in files if (folder / name).exists()]
-    if there and not overwrite:
-        _refuse(folder / there[0])
     # The list goes first and comes last: while it is there, so is what it lists.
     if SUMMARY in files:
         (folder / SUMMARY).unlink(missing_ok=True)
