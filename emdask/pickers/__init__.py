@@ -17,7 +17,7 @@ from emdask.kernels.picking import ScoreMap, clean_scores, filter_peaks
 from emdask.kernels.standard_micrographs import CONTRASTS, Scale, standardise
 from emdask.lazy import BAD_PIXELS, map_tables
 from emdask.method import Picker, resolve_method
-from emdask.stack import as_stack, image_ids
+from emdask.stack import as_stack, micrograph_names
 
 FAMILY = __name__
 WHAT = "pick"
@@ -68,7 +68,7 @@ def pick(
     diameter_A: float | None = None,
     diameter_px: float | None = None,
     threshold: float | None = None,
-    spacing: float = 0.7,
+    spacing: float = 0.5,
     border_px: float = 0.0,
     contrast: str = "dark",
     device: str | None = None,
@@ -160,7 +160,7 @@ def pick(
     _check_search(search)
     return map_tables(
         source.data,
-        name_micrographs(source),
+        micrograph_names(source),
         pick_block,
         columns=COLUMNS,
         name=f"pick-{name}",
@@ -281,11 +281,12 @@ def pick_image(image: Images, model: Any, search: Search, device: str) -> Images
     x_px, y_px = scale.to_original(
         *(score_map.offset_px + cells * score_map.step_px for cells in (columns, rows))
     )
-    height, width = image.shape
-    border = max(search.border_px, -0.5)
-    inside = (x_px >= border) & (x_px <= width - 1 - border)
-    inside &= (y_px >= border) & (y_px <= height - 1 - border)
-    return np.column_stack([x_px, y_px, score])[inside]
+    inside = np.ones(len(score), bool)
+    for place, length in ((y_px, image.shape[0]), (x_px, image.shape[1])):
+        # The frame ends half a pixel beyond the centres of its outermost pixels.
+        inside &= np.minimum(place, length - 1 - place) >= search.border_px - 0.5
+    picks: Images = np.column_stack([x_px, y_px, score])[inside]
+    return picks
 
 
 def _score(image: Images, model: Any, search: Search, device: str) -> tuple[ScoreMap, Scale]:
@@ -303,20 +304,6 @@ def _score_there(image: Images, model: Any, search: Search, device: str) -> tupl
     )
     found = record.score[device](standard, search.params, model)
     return found._replace(scores=to_host(found.scores)), scale
-
-
-def name_micrographs(stack: xr.DataArray) -> Images:
-    """Return what each micrograph is called in a table of picks.
-
-    Examples
-    --------
-    >>> name_micrographs(as_stack(np.zeros((2, 8, 8)))).tolist()
-    ['image_000000', 'image_000001']
-    """
-    if "micrograph" in stack.coords:
-        names: Images = stack.coords["micrograph"].values.astype(str)
-        return np.broadcast_to(names, stack.shape[:1])
-    return np.array([f"image_{number:06d}" for number in image_ids(stack)])
 
 
 def find_diameter(
