@@ -218,7 +218,8 @@ def image_ids(stack: xr.DataArray) -> Any:
 def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:
     """Return what each micrograph is called in a table of picks; all are different.
 
-    Sections of one file, which have its name in common, are numbered from 1, as RELION does.
+    Images of one name, as the sections of a file are, get their ``image_id`` before it, from 1 as
+    RELION counts.
 
     Examples
     --------
@@ -228,48 +229,13 @@ def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:
     >>> micrograph_names(same).tolist()
     ['000001@m.mrc', '000002@m.mrc']
     """
-    if "micrograph" not in stack.coords:
-        return np.array([f"image_{number:06d}" for number in image_ids(stack)])
-    names = np.broadcast_to(stack.coords["micrograph"].values.astype(str), stack.shape[:1])
-    times, so_far = Counter(names.tolist()), Counter[str]()
-    labels = []
-    for name in names.tolist():
-        so_far[name] += 1
-        labels.append(f"{so_far[name]:06d}@{name}" if times[name] > 1 else name)
-    return np.array(labels)
-
-
-def name_micrographs(stack: xr.DataArray) -> npt.NDArray[Any]:
-    """Return what each micrograph is called in a table of picks; all are different.
-
-    Parameters
-    ----------
-    stack
-        Micrographs.
-
-    Returns
-    -------
-    str array, shape (n,)
-        Coordinate ``micrograph``. Images of one name, as those of an ``.mrcs``, get their number
-        before it, from 1; images without names are called after their ``image_id``.
-
-    Examples
-    --------
-    >>> stack = as_stack(np.zeros((3, 8, 8)))
-    >>> name_micrographs(stack).tolist()
-    ['image_000000', 'image_000001', 'image_000002']
-    >>> names = ("image", ["m.mrcs", "m.mrcs", "n.mrc"])
-    >>> name_micrographs(stack.assign_coords(micrograph=names)).tolist()
-    ['000001@m.mrcs', '000002@m.mrcs', 'n.mrc']
-    """
     ids = image_ids(stack).tolist()
     if "micrograph" not in stack.coords:
         return np.array([f"image_{number:06d}" for number in ids])
-    names = np.broadcast_to(stack.coords["micrograph"].values, stack.shape[:1]).astype(str)
-    _, inverse, counts = np.unique(names, return_inverse=True, return_counts=True)
-    many = counts[inverse.reshape(-1)] > 1
-    numbered = zip(names.tolist(), many.tolist(), ids, strict=True)
-    return np.array([f"{i + 1:06d}@{name}" if is_many else name for name, is_many, i in numbered])
+    names = np.broadcast_to(stack.coords["micrograph"].values.astype(str), stack.shape[:1]).tolist()
+    times = Counter(names)
+    numbered = zip(ids, names, strict=True)
+    return np.array([f"{i + 1:06d}@{name}" if times[name] > 1 else name for i, name in numbered])
 
 
 def optics_of(stack: xr.DataArray) -> Optics | None:
