@@ -267,6 +267,105 @@ def _clean(images: Images, first: int, bad_pixels: str) -> Images:
     return xp.where(finite, images, means[:, None, None]).astype(images.dtype)  # type: ignore[no-any-return]
 
 
+def map_parts(
+    images: da.Array,
+    image_of: npt.NDArray[np.int64],
+    places: Images,
+    cut: Callable[..., Images],
+    params: Any,
+    *,
+    shape: tuple[int, int],
+    name: str,
+    bad_pixels: str,
+) -> da.Array:
+    """Make images out of parts of images, as particles out of micrographs.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk; each that has parts is read once, others are not.
+    image_of : int64 array, shape (m,)
+        Position of the image that each part is of, rising.
+    places : array, shape (m, k)
+        What tells where each part is.
+    cut
+        ``(image, places, params) -> parts``: a module-level function of one image (h, w) and the
+        places in it.
+    params
+        Its parameters.
+    shape : (h, w)
+        Size of a part.
+    name
+        Readable name of the tasks.
+    bad_pixels
+        As of `map_images`, for images that have parts.
+
+    Returns
+    -------
+    dask.array.Array, shape (m, *shape), float32
+        The parts of a chunk of images are a chunk.
+
+    Examples
+    --------
+    >>> def corner(image, places, params):
+    ...     return np.stack([image[y : y + 1, x : x + 1] for x, y in places])
+    >>> images = da.from_array(np.arange(12.0).reshape(3, 2, 2), chunks=(1, 2, 2))
+    >>> where = {"shape": (1, 1), "name": "corners", "bad_pixels": "raise"}
+    >>> parts = map_parts(images, np.array([0, 2]), np.array([[1, 0], [0, 1]]), corner, {}, **where)
+    >>> parts.compute().ravel().tolist()
+    [1.0, 10.0]
+    """
+    used, counts = np.unique(image_of, return_counts=True)
+    source = _take_images(images, used)
+    ends = np.cumsum(source.chunks[0])
+    sizes = tuple(int(part.sum()) for part in np.split(counts, ends[:-1]))
+    table = np.column_stack([image_of, places])[:, None, :]
+    token = tokenize(source.name, image_of, places, cut, params, shape, bad_pixels)
+    return da.map_blocks(
+        _cut_block,
+        source,
+        da.from_array(table, chunks=(sizes, -1, -1)),
+        dtype=np.float32,
+        chunks=(sizes, shape[:1], shape[1:]),
+        meta=images._meta.astype(np.float32),
+        name=f"{name}-{token}",
+        cut=cut,
+        params=params,
+        shape=shape,
+        bad_pixels=bad_pixels,
+    )
+
+
+def _take_images(images: da.Array, used: npt.NDArray[np.int64]) -> da.Array:
+    """Take images by their positions, rising, so that no other is read."""
+    if len(used) == images.shape[0]:
+        return images
+    if max(images.chunks[0]) == 1:
+        return images.blocks[used]
+    # Slices, since what is made of them by reading is merged with it; a list of positions is not.
+    runs = np.split(used, np.flatnonzero(np.diff(used) > 1) + 1)
+    return da.concatenate([images[int(run[0]) : int(run[-1]) + 1] for run in runs])
+
+
+def _cut_block(
+    images: Images,
+    table: Images,
+    *,
+    cut: Callable[..., Images],
+    params: Any,
+    shape: tuple[int, int],
+    bad_pixels: str,
+) -> Images:
+    numbers, starts = np.unique(table[:, 0, 0], return_index=True)
+    parts: Images = array_namespace(images).empty((len(table), *shape), np.float32)
+    ends = [*starts[1:], len(table)]
+    for i, (number, start, end) in enumerate(zip(numbers, starts, ends, strict=True)):
+        image = _clean(images[i : i + 1], int(number), bad_pixels)[0]
+        with one_blas_thread:
+            parts[start:end] = cut(image, table[start:end, 0, 1:], params)
+    return parts
+
+
 def map_tiles(
     images: da.Array, method: Method, params: Any, *, tile_px: int, name: str, device: str
 ) -> da.Array:

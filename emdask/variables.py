@@ -68,6 +68,13 @@ VARIABLES: tuple[Variable, ...] = (
         relion=("rlnCoordinateY",),
     ),
     Variable(
+        name="pick_score",
+        dtype="f8",
+        unit="",
+        meaning="figure of merit of the pick, higher is surer",
+        relion=("rlnAutopickFigureOfMerit",),
+    ),
+    Variable(
         name="defocus_u_A",
         dtype="f8",
         unit="Å",
