@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from emdask.comparisons import compare
     from emdask.ctf_correctors import phase_flip
     from emdask.denoisers import denoise, learn_denoiser
+    from emdask.extractors import extract
     from emdask.io import (
         open_model,
         open_picks,
@@ -32,6 +33,7 @@ __all__ = [
     "compare",
     "connect",
     "denoise",
+    "extract",
     "learn_denoiser",
     "learn_noise",
     "open_model",
@@ -57,6 +59,7 @@ _HOMES = {
     "compare": "emdask.comparisons",
     "connect": "emdask.cluster",
     "denoise": "emdask.denoisers",
+    "extract": "emdask.extractors",
     "learn_denoiser": "emdask.denoisers",
     "learn_noise": "emdask.whiteners",
     "open_model": "emdask.io",
