@@ -1,0 +1,94 @@
+"""Micrographs that the shipped network is trained on, and the command that trains it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from scipy.spatial import KDTree
+
+from emdask.kernels.symmetry import symmetry_matrices
+
+TRAINING = Path(__file__).parents[1] / "examples" / "training"
+
+
+@pytest.fixture
+def structures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    return importlib.import_module("structures")
+
+
+@pytest.fixture
+def micrographs(structures: ModuleType) -> ModuleType:
+    return importlib.import_module("training_micrographs")
+
+
+def test_structures_of_every_kind_have_the_size_that_was_asked_for(structures):
+    for seed, kind in enumerate(structures.KINDS):
+        structure = structures.draw_structure(seed, kind)
+        volume, diameter_A = structure.volume(24.0)
+        assert (volume.values >= 0).all(), kind
+        assert abs(diameter_A / volume.attrs["pixel_size_A"] / 24 - 1) < 0.15, kind
+        assert 60 < diameter_A < 500, kind
+        again = structures.draw_structure(seed, kind)
+        assert np.array_equal(structure.points_A, again.points_A)
+
+
+def test_no_hollow_ball_is_like_ferritin(structures):
+    low_A, high_A = structures.LEFT_OUT_SHELLS_A
+    for seed in range(40):
+        points_A = structures.draw_structure(seed, "shell").points_A
+        diameter_A = 2 * np.quantile(np.linalg.norm(points_A, axis=1), 0.995)
+        assert not low_A < diameter_A < high_A
+    # No octahedron either: none is the same after a quarter of a turn.
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        points_A, _ = structures.KINDS["cubic"](rng, 60.0)
+        turned = points_A @ symmetry_matrices("C4")[1].T
+        assert KDTree(points_A).query(turned)[0].max() > 1.0
+
+
+def test_a_micrograph_follows_from_seed_and_number(micrographs):
+    one, again, other = (micrographs.training_micrograph(3, i, size_px=256) for i in (2, 2, 4))
+    assert np.array_equal(one.image, again.image)
+    assert np.array_equal(one.centres, again.centres)
+    assert one.conditions["structure_seed"] != other.conditions["structure_seed"]
+
+
+def test_micrographs_hold_their_particles_and_everything_that_is_none(micrographs):
+    made = [micrographs.training_micrograph(0, index, size_px=256) for index in range(24)]
+    for one in made:
+        assert one.image.shape == (256, 256)
+        assert one.image.dtype == np.float32
+        assert np.isfinite(one.image).all()
+        assert ((one.centres >= -0.5) & (one.centres <= 255.5)).all()
+        low, high = (
+            end * size
+            for end, size in zip(micrographs.STATED, micrographs.DIAMETERS_PX, strict=True)
+        )
+        assert 0.85 * low < one.diameter_px < 1.15 * high
+        assert one.conditions["n_particles"] == len(one.centres)
+    assert sum(len(one.centres) for one in made) > 100
+    for name in ("carbon", "ctf", "n_crystals", "n_lumps", "fragments", "denoised_to", "eight_bit"):
+        having = [bool(one.conditions[name]) for one in made]
+        assert any(having), name
+        assert not all(having), name
+
+
+def test_particles_are_dark_at_their_centres(micrographs, monkeypatch):
+    for share in ("WITH_CARBON", "WITH_LUMPS", "WITH_DIRT", "WITH_FRAGMENTS", "EMPTY", "SMEARED"):
+        monkeypatch.setattr(micrographs, share, 0.0)
+    monkeypatch.setattr(micrographs, "WITHOUT_CTF", 1.0)
+    monkeypatch.setattr(micrographs, "SNRS", (1.0, 1.5))
+    darker = []
+    for index in range(8):
+        one = micrographs.training_micrograph(5, index, size_px=384)
+        if one.conditions["kind"] in ("ring", "shell"):
+            continue
+        x, y = np.rint(one.centres).astype(int).T.clip(0, 383)
+        level = np.median(one.image), one.image.std()
+        darker.append((level[0] - one.image[y, x].mean()) / level[1])
+    assert np.mean(darker) > 0.5
