@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import emdask
-from emdask import denoisers, reconstructors
+from emdask import denoisers, pickers, reconstructors
 from emdask.method import about, find_method, list_methods
 from emdask.variables import table
 
@@ -40,7 +40,8 @@ def describe_method(family: str, name: str) -> str:
     record = find_method(family, name)
     params = record.params
     learns = " Learns from the stack." if getattr(record, "learn", None) else ""
-    devices = ", ".join(getattr(record, "apply", None) or record.insert)
+    functions = (getattr(record, verb, None) for verb in ("apply", "insert", "score"))
+    devices = ", ".join(next(by_device for by_device in functions if by_device))
     return (
         f"{name}\n{'-' * len(name)}\n\n"
         f"{about(record)} Runs on {devices}.{learns}\n\n"
@@ -61,6 +62,8 @@ def describe_methods(title: str, verb: str, family: str) -> str:
 # The page of methods is written by their records.
 Path(__file__).with_name("methods.rst").write_text(
     describe_methods("Denoising methods", "denoise", denoisers.FAMILY)
+    + "\n"
+    + describe_methods("Picking methods", "pick", pickers.FAMILY)
     + "\n"
     + describe_methods("Reconstruction methods", "reconstruct", reconstructors.FAMILY),
     encoding="utf-8",

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emdask import denoisers, reconstructors
+from emdask import denoisers, pickers, reconstructors
 from emdask.method import about, find_method, list_methods
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -20,9 +20,11 @@ def test_the_page_of_methods_has_them_all(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "sphinx", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     page = " ".join((tmp_path / "built" / "methods.txt").read_text(encoding="utf-8").split())
-    for family in (denoisers.FAMILY, reconstructors.FAMILY):
+    functions = {denoisers: "apply", pickers: "score", reconstructors: "insert"}
+    for package, by_device in functions.items():
+        family = package.FAMILY
         for name in list_methods(family):
             record = find_method(family, name)
-            devices = ", ".join(record.apply if family == denoisers.FAMILY else record.insert)
+            devices = ", ".join(getattr(record, by_device))
             assert f"{about(record)} Runs on {devices}." in page
             assert f"{family}.{name}.{record.params.__name__}" in page
