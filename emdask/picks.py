@@ -27,6 +27,15 @@ SUFFIXES = (
 )
 
 
+class MicrographNames(tuple[str, ...]):
+    """Names of micrographs that copies of a table share: pandas copies attributes at every step."""
+
+    __slots__ = ()
+
+    def __deepcopy__(self, memo: Any) -> MicrographNames:
+        return self
+
+
 def build_picks(columns: Any, micrographs: Iterable[str] | None = None) -> pd.DataFrame:
     """Make a table of picks.
 
@@ -50,7 +59,7 @@ def build_picks(columns: Any, micrographs: Iterable[str] | None = None) -> pd.Da
     table = pd.DataFrame({name: np.asarray(columns[name]) for name in names})
     table = table.astype(dict.fromkeys(names[1:], np.float64) | {"micrograph": str})
     known = [*(micrographs or ()), *table["micrograph"].unique()]
-    table.attrs[NAMES] = tuple(dict.fromkeys(map(str, known)))
+    table.attrs[NAMES] = MicrographNames(dict.fromkeys(map(str, known)))
     return table
 
 

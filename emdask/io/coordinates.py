@@ -24,7 +24,7 @@ import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ from emdask.errors import FormatError
 from emdask.io.files import check_file
 from emdask.io.star import IMAGE, MICROGRAPH, find_named_files
 from emdask.io.star_text import Table, parse_star
-from emdask.picks import NAMES, SCORE, build_picks, pair_names
+from emdask.picks import SCORE, build_picks, pair_names
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 Heights = int | Mapping[str, int]
@@ -53,6 +53,13 @@ TEXT_COLUMNS = {
     SCORE: ("score", "rlnautopickfigureofmerit"),
 }
 FOLDER_SUFFIXES = ((".star",), (".box",), (".csv",), (".txt", ".tsv"))
+
+
+class Rows(NamedTuple):
+    """What a file has: names of all its micrographs, and columns as of a table of picks."""
+
+    micrographs: Sequence[str]
+    columns: Mapping[str, npt.NDArray[Any]]
 
 
 def open_picks(
@@ -117,7 +124,8 @@ def open_picks(
     else:
         paths = [os.path.expanduser(os.fspath(path)) for path in path_or_paths]
         require(len(paths) > 0, WHAT, "there must be at least one file", paths)
-    picks = _join(paths, [_open_one(path, micrograph) for path in paths])
+    found = _join(paths, [_open_one(path, micrograph) for path in paths])
+    picks = build_picks(found.columns, found.micrographs)
     if not flip_y:
         return picks
     require(height_px is not None, WHAT, "flip_y needs height_px, the height of the micrographs")
@@ -136,24 +144,23 @@ def _heights(names: pd.Series, height_px: Any) -> npt.NDArray[np.float64]:
     return names.map({name: height_px[known] for name, known in pairs.items()}).to_numpy(np.float64)
 
 
-def _join(sources: Sequence[str], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Put tables one below the other; scores must be in all that have rows, or in none."""
-    filled = [(source, t) for source, t in zip(sources, tables, strict=True) if len(t)]
-    scored = [SCORE in table for _, table in filled]
+def _join(sources: Sequence[str], parts: Sequence[Rows]) -> Rows:
+    """Put rows one below the other; scores must be in all that have rows, or in none."""
+    filled = [(source, part.columns) for source, part in zip(sources, parts, strict=True)]
+    filled = [(source, columns) for source, columns in filled if len(columns["x_px"])]
+    scored = [SCORE in columns for _, columns in filled]
     if any(scored) and not all(scored):
         source = filled[scored.index(False)][0]
         rule = f"has no scores, which {filled[scored.index(True)][0]} has"
         raise FormatError(sentence(source, rule, remedy="Open files with and without them apart."))
-    names = [name for table in tables for name in table.attrs[NAMES]]
-    columns = ["micrograph", "x_px", "y_px", *([SCORE] if any(scored) else [])]
-    joined = {
-        column: np.concatenate([np.empty(0), *(table[column].to_numpy() for _, table in filled)])
-        for column in columns
-    }
-    return build_picks(joined, names)
+    names = [name for part in parts for name in part.micrographs]
+    if not filled:
+        return _no_rows(*names)
+    labels = ["micrograph", "x_px", "y_px", *([SCORE] if any(scored) else [])]
+    return Rows(names, {k: np.concatenate([columns[k] for _, columns in filled]) for k in labels})
 
 
-def _open_one(path: str, micrograph: str | None) -> pd.DataFrame:
+def _open_one(path: str, micrograph: str | None) -> Rows:
     if os.path.isdir(path):
         return _open_folder(path)
     suffix = Path(path).suffix.lower()
@@ -171,7 +178,7 @@ def check_exists(path: str) -> None:
         check_file(path)
 
 
-def _open_folder(folder: str) -> pd.DataFrame:
+def _open_folder(folder: str) -> Rows:
     """Open the list of coordinate files in a folder, or else all files of one format."""
     if lists := [str(path) for path in sorted(Path(folder).glob("*.star")) if _is_list(path)]:
         if len(lists) > 1:
@@ -208,7 +215,7 @@ def _own_name(path: str, micrograph: str | None) -> str:
 # STAR files
 
 
-def _read_star(path: str, micrograph: str | None) -> pd.DataFrame:
+def _read_star(path: str, micrograph: str | None) -> Rows:
     tables = parse_star(Path(path).read_bytes(), path, (COORDINATES,))
     for name, table in tables.items():
         if name != "optics" and {MICROGRAPH, COORDINATES} <= table.keys():
@@ -218,18 +225,18 @@ def _read_star(path: str, micrograph: str | None) -> pd.DataFrame:
             return _read_rows(path, table, micrograph)
     if not any(tables.values()):
         # RELION writes no labels where it picked nothing.
-        return build_picks(_no_rows(), [_own_name(path, micrograph)])
+        return _no_rows(_own_name(path, micrograph))
     labels = sorted({label for table in tables.values() for label in table})
     rule = f"a table must have the labels {X} and {Y}, or {MICROGRAPH} and {COORDINATES}"
     raise FormatError(sentence(path, rule, remedy=f"It has {', '.join(labels)}."))
 
 
-def _read_listed(path: str, table: Table) -> pd.DataFrame:
+def _read_listed(path: str, table: Table) -> Rows:
     """Read the files that a list names, each for its micrograph."""
     files = _find_listed(path, [str(name) for name in table[COORDINATES].tolist()])
     names = [str(name) for name in table[MICROGRAPH].tolist()]
     read = [_open_one(file, name) for file, name in zip(files, names, strict=True)]
-    return _join(files, read) if files else build_picks(_no_rows())
+    return _join(files, read)
 
 
 def _find_listed(star: str, names: Sequence[str]) -> list[str]:
@@ -250,27 +257,31 @@ def _find_beside(folder: Path, parts: Sequence[str]) -> Path | None:
     return next((path for path in tries if path.is_file()), None)
 
 
-def _read_rows(path: str, table: Table, micrograph: str | None) -> pd.DataFrame:
+def _read_rows(path: str, table: Table, micrograph: str | None) -> Rows:
     labels = {"x_px": X, "y_px": Y} | ({SCORE: FOM} if FOM in table else {})
     columns: dict[str, Any] = {
         name: _as_numbers(path, label, table[label]) for name, label in labels.items()
     }
     if MICROGRAPH in table:
-        columns["micrograph"] = table[MICROGRAPH].astype(str)
-        return build_picks(columns)
+        return _of_many(columns, table[MICROGRAPH])
     if IMAGE in table:
         rule = f"a table of particles must have the label {MICROGRAPH}"
         raise FormatError(sentence(path, rule, remedy=f"It has {', '.join(table)}."))
     return _of_one(columns, _own_name(path, micrograph))
 
 
-def _of_one(columns: Mapping[str, Any], micrograph: str) -> pd.DataFrame:
-    names = np.full(len(columns["x_px"]), micrograph)
-    return build_picks({"micrograph": names, **columns}, [micrograph])
+def _of_many(columns: Mapping[str, Any], micrographs: npt.NDArray[Any]) -> Rows:
+    names = [str(name) for name in micrographs.tolist()]
+    return Rows([*dict.fromkeys(names)], {"micrograph": np.array(names, object), **columns})
 
 
-def _no_rows() -> dict[str, Any]:
-    return {name: np.empty(0) for name in ("micrograph", "x_px", "y_px")}
+def _of_one(columns: Mapping[str, Any], micrograph: str) -> Rows:
+    names = np.full(len(columns["x_px"]), micrograph, object)
+    return Rows([micrograph], {"micrograph": names, **columns})
+
+
+def _no_rows(*micrographs: str) -> Rows:
+    return Rows(micrographs, {k: np.empty(0) for k in ("micrograph", "x_px", "y_px")})
 
 
 def _as_numbers(path: str, label: str, words: Any) -> npt.NDArray[np.float64]:
@@ -294,7 +305,7 @@ def _as_numbers(path: str, label: str, words: Any) -> npt.NDArray[np.float64]:
 # Boxes and text
 
 
-def _read_box(path: str, micrograph: str | None) -> pd.DataFrame:
+def _read_box(path: str, micrograph: str | None) -> Rows:
     lines = [line.split() for line in _lines(path)]
     short = [i for i, words in enumerate(lines) if len(words) < 4]
     if short:
@@ -309,10 +320,10 @@ def _read_box(path: str, micrograph: str | None) -> pd.DataFrame:
     return _of_one({"x_px": x + width // 2, "y_px": y + height // 2}, _own_name(path, micrograph))
 
 
-def _read_text(path: str, micrograph: str | None) -> pd.DataFrame:
+def _read_text(path: str, micrograph: str | None) -> Rows:
     lines = _lines(path)
     if not lines:
-        return build_picks(_no_rows(), [_own_name(path, micrograph)])
+        return _no_rows(_own_name(path, micrograph))
     separator = next((mark for mark in "\t," if mark in lines[0]), None)
     has_header = not any(_is_number(word) for word in lines[0].split(separator))
     try:
@@ -333,7 +344,7 @@ def _read_text(path: str, micrograph: str | None) -> pd.DataFrame:
         if name in frame
     }
     if "micrograph" in frame:
-        return build_picks({"micrograph": frame["micrograph"], **columns})
+        return _of_many(columns, frame["micrograph"].to_numpy(object))
     return _of_one(columns, _own_name(path, micrograph))
 
 
