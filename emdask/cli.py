@@ -11,16 +11,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from emdask import __version__
+from emdask import __version__, pick_arguments
 from emdask import simulate_arguments as given
 from emdask.errors import EmdaskError
 from emdask.options import add_method_options, repeat_options, split_words, with_signature
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-RESUMABLE = ("denoise", "phase-flip", "convert", "simulate")
-DENOISERS, RECONSTRUCTORS = "emdask.denoisers", "emdask.reconstructors"
-DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR = "bm3d", "direct_fourier"
+RESUMABLE = ("denoise", "phase-flip", "convert", "simulate", "extract")
+DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR, DEFAULT_PICKER = "bm3d", "direct_fourier", "cnn"
 
 
 class _Group(TyperGroup):
@@ -29,11 +28,9 @@ class _Group(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Load the methods' records for the command that runs, and not for ``emdask --help``."""
         name, command, rest = super().resolve_command(ctx, args)
-        if name == "denoise":
-            command = method_command(denoise, DENOISERS, named_method(rest, DEFAULT_DENOISER))
-        if name == "reconstruct":
-            method = named_method(rest, DEFAULT_RECONSTRUCTOR)
-            command = method_command(reconstruct, RECONSTRUCTORS, method)
+        if name in WITH_METHODS:
+            run, family, default = WITH_METHODS[name]
+            command = method_command(run, family, named_method(rest, default))
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -725,6 +722,198 @@ def reconstruct(
 
 
 add_command(reconstruct)
+
+
+def pick(
+    micrographs: pick_arguments.Micrographs,
+    out: pick_arguments.PicksOut,
+    diameter_A: pick_arguments.DiameterA = None,
+    diameter_px: pick_arguments.DiameterPx = None,
+    contrast: pick_arguments.Contrast = "dark",
+    threshold: pick_arguments.Threshold = None,
+    spacing: pick_arguments.Spacing = 0.5,
+    border_px: pick_arguments.BorderPx = 0.0,
+    report: pick_arguments.Report = None,
+    truth: pick_arguments.Truth = None,
+    flip_y: pick_arguments.FlipY = False,
+    format: pick_arguments.Format = None,
+    box_px: pick_arguments.BoxesPx = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
+    ] = DEFAULT_PICKER,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
+    overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+    **parameters: Any,
+) -> None:
+    """Find particles in micrographs: --diameter-A (or --diameter-px) is all it must know.
+
+    Coordinates are of the particle's centre in pixels of the micrograph, x to the right and y
+    downwards, the centre of the first pixel being 0.
+    """
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
+    from emdask.pick_command import Output as Target
+    from emdask.pick_command import pick_files
+
+    source = Source(
+        paths=micrographs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    search = {
+        "diameter_A": diameter_A,
+        "diameter_px": diameter_px,
+        "contrast": contrast,
+        "threshold": threshold,
+        "spacing": spacing,
+        "border_px": border_px,
+    }
+    pick_files(
+        source,
+        Target(path=out, format=format, box_px=box_px, overwrite=overwrite),
+        method=method,
+        parameters=parameters,
+        search=search,
+        device=device,
+        bad_pixels=bad_pixels,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        truth=truth,
+        flip_y=flip_y,
+        report=report,
+    )
+
+
+add_command(pick)
+
+
+@app.command(context_settings=CONTEXT | UNDERSCORES)
+def extract(
+    micrographs: pick_arguments.Micrographs,
+    picks: pick_arguments.PicksIn,
+    out: Output,
+    box_px: pick_arguments.ExtractPx,
+    bin: pick_arguments.Bin = 1,
+    edge: pick_arguments.Edge = "drop",
+    normalise: pick_arguments.Normalise = True,
+    invert: pick_arguments.Invert = True,
+    background_radius_px: pick_arguments.BackgroundRadiusPx = None,
+    flip_y: pick_arguments.FlipY = False,
+    preview: pick_arguments.Preview = None,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    bad_pixels: BadPixels = "raise",
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+) -> None:
+    """Cut particles out of micrographs, with all that is known of their micrographs."""
+    from emdask.extract_command import extract_files
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
+
+    source = Source(
+        paths=micrographs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    extract_files(
+        source,
+        picks,
+        out,
+        parameters={
+            "box_px": box_px,
+            "bin": bin,
+            "edge": edge,
+            "normalise": normalise,
+            "invert": invert,
+            "background_radius_px": background_radius_px,
+            "bad_pixels": bad_pixels,
+        },
+        flip_y=flip_y,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        resume=resume,
+        overwrite=overwrite,
+        preview=preview,
+    )
+
+
+@app.command(context_settings=CONTEXT | UNDERSCORES)
+def train_picker(
+    micrographs: pick_arguments.Micrographs,
+    out: pick_arguments.WeightsOut,
+    diameter_A: pick_arguments.DiameterA = None,
+    diameter_px: pick_arguments.DiameterPx = None,
+    contrast: pick_arguments.Contrast = "dark",
+    picks: pick_arguments.Labels = None,
+    flip_y: pick_arguments.FlipY = False,
+    start: pick_arguments.Start = "general",
+    n_rounds: pick_arguments.NRounds = 1,
+    n_steps: pick_arguments.NSteps = 300,
+    n_micrographs: pick_arguments.NMicrographs = 40,
+    best: pick_arguments.Best = 0.7,
+    seed: pick_arguments.Seed = 0,
+    device: Device = None,
+    overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+) -> None:
+    """Train the network of emdask pick on one's own particles: from some labels, or from none.
+
+    Without labels the network picks, and learns from those picks that it is surest of.
+    """
+    from emdask.jobs import Source
+    from emdask.train_picker_command import train_picker_files
+
+    source = Source(
+        paths=micrographs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    train_picker_files(
+        source,
+        out,
+        picks=picks,
+        flip_y=flip_y,
+        start=start,
+        parameters={
+            "diameter_A": diameter_A,
+            "diameter_px": diameter_px,
+            "contrast": contrast,
+            "n_rounds": n_rounds,
+            "n_steps": n_steps,
+            "n_micrographs": n_micrographs,
+            "best": best,
+            "seed": seed,
+            "device": device,
+        },
+        overwrite=overwrite,
+    )
+
+
+# Command to what it runs, the family of its methods, and the one that is taken unless named.
+WITH_METHODS: dict[str, tuple[Callable[..., None], str, str]] = {
+    "denoise": (denoise, "emdask.denoisers", DEFAULT_DENOISER),
+    "pick": (pick, "emdask.pickers", DEFAULT_PICKER),
+    "reconstruct": (reconstruct, "emdask.reconstructors", DEFAULT_RECONSTRUCTOR),
+}
 
 
 def main() -> None:

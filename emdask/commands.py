@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask import reconstructors
+from emdask import pickers, reconstructors
 from emdask.checks import require
 from emdask.console import (
     Stopwatch,
@@ -36,6 +36,7 @@ from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_p
 from emdask.kernels.ctf import apply_ctf
 from emdask.method import (
     Method,
+    Picker,
     Reconstructor,
     about,
     find_method,
@@ -51,7 +52,7 @@ MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
 EIGENIMAGES_SAID = 8
 # Command to the family of its methods.
-FAMILIES = {"denoise": FAMILY, "reconstruct": reconstructors.FAMILY}
+FAMILIES = {"denoise": FAMILY, "pick": pickers.FAMILY, "reconstruct": reconstructors.FAMILY}
 
 
 def show_info(source: Source, report: Path | None = None) -> None:
@@ -258,17 +259,19 @@ def show_methods(name: str | None = None) -> None:
     say(f"emdask {command} IN OUT --method {name} --parameter VALUE, with - for _ in the name.")
 
 
-def _method_cells(record: Method | Reconstructor) -> tuple[str, str, str]:
+def _method_cells(record: Method | Picker | Reconstructor) -> tuple[str, str, str]:
     """Devices, whether it learns, and what it does."""
     learns_first = isinstance(record, Method) and record.learn is not None
     return ", ".join(_devices(record)), "yes" if learns_first else "", about(record)
 
 
-def _devices(record: Method | Reconstructor) -> Iterable[str]:
+def _devices(record: Method | Picker | Reconstructor) -> Iterable[str]:
+    if isinstance(record, Picker):
+        return record.score
     return record.apply if isinstance(record, Method) else record.insert
 
 
-def _parameter_rows(method: Method | Reconstructor) -> list[tuple[str, str, str, str]]:
+def _parameter_rows(method: Method | Picker | Reconstructor) -> list[tuple[str, str, str, str]]:
     """Name, default, unit and meaning of each parameter."""
     return [
         (field.name, default_text(field), field.metadata.get("unit", ""), field.metadata["meaning"])

@@ -40,19 +40,23 @@ BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class _Rate(ProgressColumn):
-    """Images a second."""
+    """Images a second, or micrographs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
 
     def render(self, task: Task) -> Text:
         """Return the rate of the last minutes, or of all where it is over."""
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.3g} images/s", style="cyan")
+        return Text("" if speed is None else f"{speed:.3g} {self.what}/s", style="cyan")
 
 
 @contextmanager
 def follow_images(
-    verb: str, n_images: int, dashboard: str | None = None
+    verb: str, n_images: int, dashboard: str | None = None, what: str = "images"
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr while images are written; nothing where stderr is no terminal.
+    """Show a bar on stderr while images are done; nothing where stderr is no terminal.
 
     Parameters
     ----------
@@ -62,11 +66,13 @@ def follow_images(
         Images in all.
     dashboard
         Address to be shown above the bar.
+    what
+        What the images are called, as "micrographs".
 
     Yields
     ------
     callable
-        ``(images written, images in all) -> None``, the ``on_progress`` of `emdask.save_stack`.
+        ``(images done, images in all) -> None``, the ``on_progress`` of `emdask.save_stack`.
     """
     console = Console(stderr=True, highlight=False)
     if not console.is_terminal:
@@ -77,8 +83,8 @@ def follow_images(
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed:,.0f} of {task.total:,.0f} images"),
-        _Rate(),
+        TextColumn("{task.completed:,.0f} of {task.total:,.0f} " + what),
+        _Rate(what),
         TextColumn("ETA"),
         TimeRemainingColumn(compact=True),
     )
@@ -296,26 +302,26 @@ class Stopwatch:
         return time.perf_counter() - self._start
 
 
-def count_text(n_images: int) -> str:
-    """Say a number of images.
+def count_text(n: int, what: str = "image") -> str:
+    """Say a number of images, or of something else.
 
     Examples
     --------
-    >>> count_text(1), count_text(2000)
-    ('1 image', '2,000 images')
+    >>> count_text(1), count_text(2000), count_text(0, "particle")
+    ('1 image', '2,000 images', '0 particles')
     """
-    return f"{n_images:,} image" + ("" if n_images == 1 else "s")
+    return f"{n:,} {what}" + ("" if n == 1 else "s")
 
 
-def rate_text(n_images: int, seconds: float) -> str:
+def rate_text(n_images: int, seconds: float, what: str = "images") -> str:
     """Say how long it took and how fast that was.
 
     Examples
     --------
-    >>> rate_text(200, 12.5)
-    '12.5 s, 16 images/s'
+    >>> rate_text(200, 12.5), rate_text(3, 1.5, "micrographs")
+    ('12.5 s, 16 images/s', '1.5 s, 2 micrographs/s')
     """
-    return f"{seconds:.3g} s, {n_images / max(seconds, 1e-9):.3g} images/s"
+    return f"{seconds:.3g} s, {n_images / max(seconds, 1e-9):.3g} {what}/s"
 
 
 def bytes_text(n_bytes: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
 MICROGRAPHS_STAR = "micrographs.star"
 # In a picture of a stack.
 IMAGES_SHOWN = 16
+PATHS_NAMED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,41 @@ def parse_slice(text: str) -> slice | None:
     ok = len(words) in (2, 3) and all(re.fullmatch(r"-?\d+|", word.strip()) for word in words)
     require(ok, "--images", "images must be START:STOP, as 0:100", text)
     return slice(*(int(word) if word.strip() else None for word in words))
+
+
+def paths_text(paths: Sequence[str]) -> str:
+    """Write paths for the shell: as a pattern, where they are all of one kind in a folder.
+
+    Examples
+    --------
+    >>> paths_text(["a b.mrc", "c.mrc"])
+    "'a b.mrc' c.mrc"
+    """
+    first = Path(paths[0])
+    same = sorted(str(path) for path in first.parent.glob(f"*{first.suffix}"))
+    if len(paths) == 1 or same != sorted(str(Path(path)) for path in paths):
+        return shlex.join(paths) if len(paths) <= PATHS_NAMED else "MICROGRAPHS..."
+    folder = "" if first.parent == Path() else f"{shlex.quote(str(first.parent))}/"
+    return f"{folder}*{shlex.quote(first.suffix)}"
+
+
+def check_diameters(diameter_A: float | None, diameter_px: float | None) -> None:
+    """Require one of the two options that tell the diameter of a particle.
+
+    Raises
+    ------
+    ParameterError
+
+    Examples
+    --------
+    >>> check_diameters(None, None)
+    Traceback (most recent call last):
+    emdask.errors.ParameterError: --diameter-A or --diameter-px: one of them must be given, ...
+    """
+    rule = "one of them must be given, the diameter of a particle; got "
+    rule += "none" if diameter_A is None else "both"
+    ok = (diameter_A is None) != (diameter_px is None)
+    require(ok, "--diameter-A or --diameter-px", rule)
 
 
 def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
