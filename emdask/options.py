@@ -112,13 +112,13 @@ def _option(field: Any, hint: Any, method: str, *, hidden: bool) -> Any:
 def _kinds(hint: Any) -> list[str]:
     """Names of the simple types and the words that a type hint allows, narrow ones first.
 
-    Arrays can be given from Python alone.
+    Arrays and other objects can be given from Python alone.
     """
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         parts = [
             part
             for part in typing.get_args(hint)
-            if part is not type(None) and typing.get_origin(part) is not tuple
+            if part in (bool, int, float, str) or typing.get_origin(part) is typing.Literal
         ]
         found = [kind for part in parts for kind in _kinds(part)]
     elif typing.get_origin(hint) is typing.Literal:
