@@ -12,8 +12,10 @@ import numpy as np
 
 from emdask.backend import array_namespace, fourier_namespace
 
-__all__ = ["CONTRASTS", "Scale", "resize", "standardise"]
+__all__ = ["CONTRASTS", "STANDARD_PX", "Scale", "resize", "standardise"]
 
+# Diameter of a particle in the micrographs that the network scores.
+STANDARD_PX: Final = 32.0
 CONTRASTS: Final = ("dark", "light")
 # Width of what counts as background, in diameters: standard deviation of the Gaussian.
 BACKGROUND_WIDTH: Final = 1.5
@@ -59,7 +61,7 @@ class Scale(NamedTuple):
 
 
 def standardise(
-    image: Any, diameter_px: float, standard_px: float = 32, contrast: str = "dark"
+    image: Any, diameter_px: float, standard_px: float = STANDARD_PX, contrast: str = "dark"
 ) -> tuple[Any, Scale]:
     """Bring a micrograph to the standard: particles of one size, light, on flat ground, noise of 1.
 

@@ -37,8 +37,8 @@ class Search:
     ----------
     name
         Of the method.
-    record, params
-        The method's record and its parameters.
+    record, params, model
+        The method's record, its parameters, and what it has loaded.
     diameter_px
         Of a particle, in px of the micrographs.
     threshold
@@ -54,6 +54,7 @@ class Search:
     name: str
     record: Picker
     params: Any
+    model: Any
     diameter_px: float
     threshold: float
     spacing: float
@@ -147,11 +148,13 @@ def pick(
     device = check_device(device, name, record.score)
     check_choice(WHAT, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_stack(micrographs)
+    diameter_px = find_diameter(source, diameter_A, diameter_px)
     search = Search(
         name=name,
         record=record,
         params=params,
-        diameter_px=find_diameter(source, diameter_A, diameter_px),
+        model=_load(record, params, source, diameter_px),
+        diameter_px=diameter_px,
         threshold=_check_threshold(record, threshold),
         spacing=spacing,
         border_px=border_px,
@@ -166,9 +169,8 @@ def pick(
         name=f"pick-{name}",
         device=device,
         supported=tuple(record.score),
-        model=_load(search, source),
+        model=search,
         bad_pixels=bad_pixels,
-        search=search,
     )
 
 
@@ -212,11 +214,13 @@ def score_micrograph(
     name, record, params = resolve_method(FAMILY, method, parameters)
     device = check_device(device, name, record.score)
     source = as_stack(image)
+    diameter_px = find_diameter(source, None, diameter_px)
     search = Search(
         name=name,
         record=record,
         params=params,
-        diameter_px=find_diameter(source, None, diameter_px),
+        model=_load(record, params, source, diameter_px),
+        diameter_px=diameter_px,
         threshold=record.threshold,
         spacing=0.0,
         border_px=0.0,
@@ -224,12 +228,10 @@ def score_micrograph(
     )
     _check_search(search)
     where = resolve_device(device, record.score)
-    return _score(source.values[0], _load(search, source), search, where)
+    return _score(source.values[0], search, where)
 
 
-def pick_block(
-    images: Images, labels: Images, *, device: str, model: Any, search: Search
-) -> dict[str, Any]:
+def pick_block(images: Images, labels: Images, *, device: str, model: Search) -> dict[str, Any]:
     """Pick the particles of a block of micrographs; what a task of `pick` does.
 
     Parameters
@@ -241,8 +243,6 @@ def pick_block(
     device
         "cpu" or "cuda".
     model
-        What the method has loaded.
-    search
         How they are looked for.
 
     Returns
@@ -250,28 +250,30 @@ def pick_block(
     dict of str to array
         The columns of `pick`.
     """
-    found = [pick_image(image, model, search, device) for image in images]
+    found = [pick_image(image, model, device) for image in images]
     counts = [len(places) for places in found]
     x_px, y_px, score = np.concatenate(found).T if found else np.empty((3, 0))
     return {"micrograph": np.repeat(labels, counts), "x_px": x_px, "y_px": y_px, "score": score}
 
 
-def pick_image(image: Images, model: Any, search: Search, device: str) -> Images:
+def pick_image(image: Images, search: Search, device: str) -> Images:
     """Pick the particles of one micrograph.
 
     Parameters
     ----------
     image : array, shape (h, w)
         Micrograph.
-    model, search, device
-        As of `pick_block`.
+    search
+        How they are looked for.
+    device
+        "cpu" or "cuda".
 
     Returns
     -------
     float64 array, shape (m, 3)
         x and y in px and score, the best first.
     """
-    score_map, scale = _score(image, model, search, device)
+    score_map, scale = _score(image, search, device)
     diameter = search.record.standard_px / score_map.step_px
     # Below the method's own threshold noise would connect everything.
     cleaned = clean_scores(score_map.scores, search.record.threshold, diameter)
@@ -289,20 +291,20 @@ def pick_image(image: Images, model: Any, search: Search, device: str) -> Images
     return picks
 
 
-def _score(image: Images, model: Any, search: Search, device: str) -> tuple[ScoreMap, Scale]:
+def _score(image: Images, search: Search, device: str) -> tuple[ScoreMap, Scale]:
     factor = search.record.standard_px / search.diameter_px
     a_pixel, a_standard, besides = CARD_BYTES
     n_bytes = int(image.size * (a_pixel + a_standard * factor**2)) + besides
-    task = partial(_score_there, image, model, search, device)
+    task = partial(_score_there, image, search, device)
     return run_on(device, task, n_bytes=n_bytes, what=f"{search.name} on a micrograph")
 
 
-def _score_there(image: Images, model: Any, search: Search, device: str) -> tuple[ScoreMap, Scale]:
+def _score_there(image: Images, search: Search, device: str) -> tuple[ScoreMap, Scale]:
     record = search.record
     standard, scale = standardise(
         to_device(image, device), search.diameter_px, record.standard_px, search.contrast
     )
-    found = record.score[device](standard, search.params, model)
+    found = record.score[device](standard, search.params, search.model)
     return found._replace(scores=to_host(found.scores)), scale
 
 
@@ -390,9 +392,8 @@ def _check_search(search: Search) -> None:
     check_choice(WHAT, "contrast", search.contrast, CONTRASTS)
 
 
-def _load(search: Search, stack: xr.DataArray) -> Any:
-    if search.record.load is None:
+def _load(record: Picker, params: Any, stack: xr.DataArray, diameter_px: float) -> Any:
+    if record.load is None:
         return None
     pixel_A = find_pixel_size(stack)
-    diameter_A = None if pixel_A is None else search.diameter_px * pixel_A
-    return search.record.load(search.params, diameter_A)
+    return record.load(params, None if pixel_A is None else diameter_px * pixel_A)
