@@ -136,7 +136,7 @@ def extract(
         micrographs as their coordinate ``micrograph`` does, or by the bare name where that is one
         micrograph's alone.
     box_px
-        Side of the boxes in pixels of the micrographs, before binning.
+        Side of the boxes in pixels of the micrographs, before binning; even for RELION.
     bin
         How many times smaller the images become: high frequencies are left out, so that images
         without any stay what they are at every ``bin``-th pixel. ``box_px`` must be an even
@@ -234,7 +234,8 @@ def _choose(picks: pd.DataFrame, source: xr.DataArray, params: Extract) -> tuple
     pairs = pair_names(picks["micrograph"].unique(), names)
     missing = [name for name in picks["micrograph"].unique() if name not in pairs]
     if missing:
-        rule = f"picks must be of micrographs of the stack, as {names[0]}; {len(missing)} are not"
+        rule = f"names in picks must be those of micrographs here, as {names[0]}"
+        rule += f"; {len(missing)} of {len(pairs) + len(missing)} mean none, or several"
         remedy = "Open all micrographs, or leave these picks out."
         raise StackError(sentence(NAME, rule, missing[0], remedy))
     position = {name: i for i, name in enumerate(names)}

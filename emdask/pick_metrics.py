@@ -211,7 +211,7 @@ def match_picks(
     are NaN, and precision and F1 are 0.
 
     Micrographs are the same if their names are; names that are in one table alone are matched by
-    their bare name, without folders and suffix, where only one of each table has it.
+    their bare name, without folders and suffix; see `emdask.picks.pair_names`.
 
     Examples
     --------
@@ -230,8 +230,11 @@ def match_picks(
     found, known = check_picks(NAME, picks), check_picks(NAME, truth, "truth")
     found["score"] = found.get("score", 1.0)
     known = known[["micrograph", *PLACE]]
-    pairs = pair_names(found["micrograph"].unique(), known["micrograph"].unique())
-    found["micrograph"] = found["micrograph"].map(lambda name: pairs.get(name, name))
+    called = found["micrograph"].unique()
+    same = dict(zip(called, called, strict=True))
+    found["micrograph"] = found["micrograph"].map(
+        same | pair_names(called, known["micrograph"].unique())
+    )
     names = _find_names(found, known, micrographs)
     found, known = (
         _inside(table[table["micrograph"].isin(names)], border_px, shapes)

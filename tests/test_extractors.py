@@ -365,9 +365,12 @@ def test_picks_that_do_not_fit(picks: pd.DataFrame) -> None:
     with pytest.raises(StackError, match="there must be at least one pick; got 0"):
         extract(open_noise(), picks[:0], 24)
     strange = picks.assign(micrograph=["mics/z.mrc", *picks.micrograph[1:]])
-    message = "picks must be of micrographs of the stack, as mics/a b.mrc; 1 are not"
+    message = "must be those of micrographs here, as mics/a b.mrc; 1 of [34] mean none, or several"
     with pytest.raises(StackError, match=f"{message}; got 'mics/z.mrc'"):
         extract(open_noise(), strange, 24)
+    twins = open_noise().assign_coords(micrograph=("image", [f"{i}/m.mrc" for i in range(5)]))
+    with pytest.raises(StackError, match="1 of 1 mean none, or several; got 'm'"):
+        extract(twins, picks.assign(micrograph="m"), 24)
     with pytest.raises(StackError, match="at least one box of 24 px must lie within its micro"):
         extract(open_noise(), picks.assign(x_px=5000), 24)
     with pytest.raises(ParameterError, match="row 0 has not"):

@@ -50,11 +50,11 @@ def save_picks(
           ``autopick.star``, that RELION's extraction takes (``--coord_list``, or by its Import).
           rlnCoordinateX and Y are as here: the first pixel is 0. Scores become
           rlnAutopickFigureOfMerit.
-        - "star", a ``.star`` file: one table with rlnMicrographName, as cryoSPARC imports it with
-          particles; numbers as of "relion".
+        - "star", a ``.star`` file: one table with rlnMicrographName, numbers as of "relion", which
+          is what cryoSPARC's import of particles goes by; micrographs without picks are not in it.
         - "box", a folder, or a ``.box`` file of one micrograph: EMAN's boxes, NAME.box: first pixel
           of the box, as here, and its sides. Places are rounded to whole pixels; no scores.
-        - "csv", a ``.csv`` file: the table as it is.
+        - "csv", a ``.csv`` file: the table as it is; micrographs without picks are not in it.
     box_px
         Side of the boxes, for "box".
     micrographs
