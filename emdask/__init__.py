@@ -1,4 +1,4 @@
-"""Array engine for cryo-EM images: denoise, simulate and reconstruct, lazily and distributed."""
+"""Array engine for cryo-EM images: denoise, pick, simulate, reconstruct; lazily, distributed."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
         save_volume,
     )
     from emdask.phantoms import phantom
+    from emdask.pickers import pick
     from emdask.reconstructors import reconstruct
     from emdask.simulators import simulate
     from emdask.simulators.micrographs import simulate_micrographs
     from emdask.structures import volume_from_structure
+    from emdask.trainers import train_picker
     from emdask.whiteners import learn_noise, unwhiten, whiten
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ __all__ = [
     "open_volume",
     "phantom",
     "phase_flip",
+    "pick",
     "reconstruct",
     "save_model",
     "save_picks",
@@ -49,6 +52,7 @@ __all__ = [
     "save_volume",
     "simulate",
     "simulate_micrographs",
+    "train_picker",
     "unwhiten",
     "volume_from_structure",
     "whiten",
@@ -68,6 +72,7 @@ _HOMES = {
     "open_volume": "emdask.io",
     "phantom": "emdask.phantoms",
     "phase_flip": "emdask.ctf_correctors",
+    "pick": "emdask.pickers",
     "reconstruct": "emdask.reconstructors",
     "save_model": "emdask.io",
     "save_picks": "emdask.io",
@@ -75,6 +80,7 @@ _HOMES = {
     "save_volume": "emdask.io",
     "simulate": "emdask.simulators",
     "simulate_micrographs": "emdask.simulators.micrographs",
+    "train_picker": "emdask.trainers",
     "unwhiten": "emdask.whiteners",
     "volume_from_structure": "emdask.structures",
     "whiten": "emdask.whiteners",

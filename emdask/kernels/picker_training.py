@@ -1,0 +1,335 @@
+"""Training the network of `scoring_network` on micrographs with known particles.
+
+Crops at random, turned, resized, blurred, sharpened and made noisier, so that what it learns holds
+for other cameras and programs than those that made them; PyTorch.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import torch
+from torch.nn import functional
+
+from emdask.checks import require
+from emdask.kernels.scoring_network import (
+    FIELD_PX,
+    MARGIN_PX,
+    STEP_PX,
+    Network,
+    build_network,
+)
+from emdask.kernels.standard_micrographs import LIMIT
+
+__all__ = ["STANDARD_PX", "Example", "build_target", "positive_unlabelled_loss", "train_network"]
+
+Array = npt.NDArray[Any]
+Rng = np.random.Generator
+
+# Diameter of a particle in the micrographs that the network scores.
+STANDARD_PX: Final = 32.0
+STEM_WIDTH: Final = 16
+WIDTH: Final = 32
+# Cells along an edge of a crop's scores.
+N_CELLS: Final = 48
+CROP_PX: Final = STEP_PX * (N_CELLS - 1) + FIELD_PX
+# A cell is of a particle within the first radius of its centre, in diameters, and not beyond the
+# second.
+CORE, RIM = 0.15, 0.30
+# Particles that are there for each that is labelled, where nobody says how many.
+UNLABELLED: Final = 1.2
+LEARNING_RATE: Final = 2e-3
+FINE_TUNING_RATE: Final = 4e-4
+WARM_UP: Final = 0.1
+WEIGHT_DECAY: Final = 1e-4
+LONGEST_GRADIENT: Final = 1.0
+# How much of the mean of the weights stays from one step to the next, once it has begun.
+MEMORY: Final = 0.995
+
+
+class Example(NamedTuple):
+    """A standard micrograph and the particles known in it.
+
+    Parameters
+    ----------
+    image : float32 array, shape (h, w)
+        As `emdask.kernels.standard_micrographs.standardise` makes it, with particles of 32 px.
+    centres : array, shape (n, 2)
+        Centres (x, y) in its pixels.
+    fully_labelled
+        Whether these are all that there are. Where not, what is unlabelled may be a particle.
+    expected
+        Number of particles that there are, where not all are labelled; None for a fifth more.
+    weight
+        How often it is drawn, relative to others.
+    """
+
+    image: Array
+    centres: Array
+    fully_labelled: bool = True
+    expected: float | None = None
+    weight: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """Labelled particles, relative to all."""
+        if self.fully_labelled:
+            return 1.0
+        n = max(1, len(self.centres))
+        return n / max(n, UNLABELLED * n if self.expected is None else self.expected)
+
+
+def train_network(
+    examples: Sequence[Example],
+    *,
+    start: Mapping[str, Array] | None = None,
+    n_steps: int = 3000,
+    batch: int = 8,
+    learning_rate: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Array]:
+    """Train a network from nothing, or further from given weights.
+
+    Parameters
+    ----------
+    examples
+        Micrographs with labels.
+    start
+        Weights to start from; None draws them.
+    n_steps, batch
+        Steps, and crops in each.
+    learning_rate
+        The largest of the schedule, which rises and falls again; None for 0.002, or a fifth of it
+        where there are weights to start from.
+    seed
+        The same seed gives the same weights on the same machine.
+    device
+        "cpu" or "cuda".
+    on_progress
+        Called after each step with a text, the steps done and all.
+
+    Returns
+    -------
+    dict of str to float32 array
+        Weights: the mean of those of the last few hundred steps.
+
+    Raises
+    ------
+    ParameterError
+        If there is no example, or no particle in any.
+
+    Notes
+    -----
+    The loss is `positive_unlabelled_loss`, which is the cross-entropy where all is labelled. The
+    weights are drawn after He et al., "Delving deep into rectifiers", ICCV 2015, and changed by
+    AdamW (Loshchilov and Hutter, ICLR 2019).
+    """
+    n_labels = sum(len(example.centres) for example in examples)
+    require(n_labels > 0, "train_network", "some example must have a particle", len(examples))
+    rng = np.random.default_rng([seed, 7])
+    network = _draw_network(seed) if start is None else build_network(start)
+    network = network.to(device).train()
+    default_rate = LEARNING_RATE if start is None else FINE_TUNING_RATE
+    optimiser = torch.optim.AdamW(
+        network.parameters(),
+        lr=default_rate if learning_rate is None else learning_rate,
+        weight_decay=WEIGHT_DECAY,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
+    mean = copy.deepcopy(network).eval()
+    weights = np.array([example.weight for example in examples])
+    smooth_loss = math.nan
+    for step in range(n_steps):
+        drawn = rng.choice(len(examples), size=batch, p=weights / weights.sum())
+        crops = [_draw_crop(examples[i], rng) for i in drawn]
+        images = torch.from_numpy(np.stack([crop[0] for crop in crops])[:, None]).to(device)
+        targets = torch.from_numpy(np.stack([crop[1] for crop in crops])[:, None]).to(device)
+        shares = torch.tensor([examples[i].share for i in drawn]).to(device)
+        loss = positive_unlabelled_loss(network(images), targets, shares)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
+        optimiser.step()
+        schedule.step()
+        _remember(mean, network, min(MEMORY, (1 + step) / (10 + step)))
+        if on_progress is not None:
+            value = float(loss.detach())
+            smooth_loss = value if step == 0 else 0.98 * smooth_loss + 0.02 * value
+            on_progress(f"loss {smooth_loss:.4f}", step + 1, n_steps)
+    return {name: array.cpu().numpy().copy() for name, array in mean.state_dict().items()}
+
+
+def positive_unlabelled_loss(
+    logits: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor
+) -> torch.Tensor:
+    """Cross-entropy of scores where only some of the particles are labelled.
+
+    A labelled particle stands for ``1 / share`` of them, and what they would cost as background is
+    taken off what all cells cost as background: the non-negative risk of Kiryo et al.,
+    "Positive-unlabeled learning with non-negative risk estimator", NeurIPS 2017, equations 3 and 6.
+    With all labelled (share 1) it is the plain cross-entropy.
+
+    Parameters
+    ----------
+    logits, targets : tensor, shape (n, 1, h, w)
+        Scores before the sigmoid; 1 at labelled particles, 0 elsewhere, or between.
+    shares : tensor, shape (n,)
+        Labelled particles, relative to all, of each image.
+
+    Returns
+    -------
+    tensor, shape ()
+    """
+    standing_for = targets / shares[:, None, None, None]
+    as_particle = standing_for * functional.softplus(-logits)
+    as_background = (1 - standing_for) * functional.softplus(logits)
+    # Where all is labelled no term is below 0; the others count together, as their sum is steadier.
+    partly = shares < 1
+    background = as_background[~partly].sum() + as_background[partly].sum().clamp(min=0)
+    return (as_particle.sum() + background) / logits.numel()
+
+
+def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
+    """Return what the scores should be: 1 near each centre, 0 away from all; (rows, columns).
+
+    Parameters
+    ----------
+    centres : array, shape (n, 2)
+        Centres (x, y) in px from the place of the first cell.
+    n_rows, n_columns
+        Cells.
+    """
+    target = np.zeros((n_rows, n_columns), np.float32)
+    reach = RIM * STANDARD_PX
+    rows, columns = np.arange(n_rows) * STEP_PX, np.arange(n_columns) * STEP_PX
+    for x, y in centres:
+        near_rows = np.flatnonzero(np.abs(rows - y) < reach)
+        near_columns = np.flatnonzero(np.abs(columns - x) < reach)
+        if near_rows.size and near_columns.size:
+            where = np.ix_(near_rows, near_columns)
+            distance = np.hypot(rows[near_rows, None] - y, columns[near_columns] - x)
+            value = (RIM - distance / STANDARD_PX) / (RIM - CORE)
+            target[where] = np.maximum(target[where], value.clip(0, 1))
+    return target
+
+
+def _draw_network(seed: int) -> Network:
+    """Draw the first weights; each block begins close to the identity."""
+    network = Network(STEM_WIDTH, WIDTH)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim == 1:
+                parameter.zero_()
+                continue
+            gain = 0.3 if "second" in name else 1.0
+            deviation = gain * math.sqrt(2 / parameter[0].numel())
+            parameter.normal_(0, deviation, generator=generator)
+        assert network.head.bias is not None
+        # Most cells are background.
+        network.head.bias.fill_(-3)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def _rate(step: int, n_steps: int) -> float:
+    """Share of the largest learning rate: a short rise, then half a cosine."""
+    rise = max(1.0, WARM_UP * n_steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))
+
+
+def _remember(mean: Network, network: Network, memory: float) -> None:
+    """Move the mean of the weights towards the present ones."""
+    with torch.no_grad():
+        for old, new in zip(mean.parameters(), network.parameters(), strict=True):
+            old.lerp_(new, 1 - memory)
+
+
+# --- Crops ----------------------------------------------------------------------------------------
+
+
+def _draw_crop(example: Example, rng: Rng) -> tuple[Array, Array]:
+    """Draw a crop of a micrograph and its target."""
+    zoom = float(np.exp(rng.normal(0, 0.07))) if rng.random() < 0.5 else 1.0
+    side = round(CROP_PX / zoom)
+    corner = [_draw_corner(n, side, rng) for n in example.image.shape]
+    image = _window(example.image, corner[0], corner[1], side)
+    centres = (example.centres - [corner[1], corner[0]] + 0.5) * (CROP_PX / side) - 0.5
+    image = _change_spectrum(image, rng)
+    target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS)
+    image = _change_grey_levels(image, rng)
+    turn, flip = int(rng.integers(4)), bool(rng.integers(2))
+    return _turn(image, turn, flip), _turn(target, turn, flip)
+
+
+def _draw_corner(length: int, side: int, rng: Rng) -> int:
+    """Draw where a crop begins; its margin may lie beyond the border."""
+    return int(rng.integers(-MARGIN_PX, max(length - side + MARGIN_PX, -MARGIN_PX) + 1))
+
+
+def _window(image: Array, top: int, left: int, side: int) -> Array:
+    """Cut a square out of an image that goes on mirrored beyond its borders."""
+    rows, columns = (
+        np.arange(start, start + side) % (2 * n)
+        for start, n in zip((top, left), image.shape, strict=True)
+    )
+    rows = np.minimum(rows, 2 * image.shape[0] - 1 - rows)
+    columns = np.minimum(columns, 2 * image.shape[1] - 1 - columns)
+    return np.asarray(image[np.ix_(rows, columns)], np.float32)
+
+
+def _turn(array: Array, turn: int, flip: bool) -> Array:
+    turned = np.rot90(array, turn)
+    return np.ascontiguousarray(turned[:, ::-1] if flip else turned)
+
+
+def _change_spectrum(image: Array, rng: Rng) -> Array:
+    """Resize a square to that of a crop; maybe blur, sharpen, or colour it on the way."""
+    side = image.shape[0]
+    changes = rng.random() < 0.5
+    if side == CROP_PX and not changes:
+        return image
+    terms = scipy.fft.dctn(image, norm="ortho")
+    if changes:
+        cycles = np.arange(side) / (2 * side) * STANDARD_PX
+        terms *= _draw_gain(np.hypot(cycles[:, None], cycles), rng)
+    kept = min(side, CROP_PX)
+    resized = np.zeros((CROP_PX, CROP_PX), np.float32)
+    resized[:kept, :kept] = terms[:kept, :kept] * (CROP_PX / side)
+    return np.asarray(scipy.fft.idctn(resized, norm="ortho"), np.float32)
+
+
+def _draw_gain(cycles: Array, rng: Rng) -> Array:
+    """Draw a radial filter: a smooth curve in octaves, and at times a cutoff of either kind.
+
+    ``cycles`` are those in a diameter, up to 16 along an axis.
+    """
+    knots = np.arange(-2, 6)
+    octaves = np.log2(np.maximum(cycles, 0.25))
+    gain = np.exp(np.interp(octaves, knots, rng.normal(0, 0.4) * 0.25 * knots))
+    gain *= np.exp(np.interp(octaves, knots, rng.normal(0, 0.25, len(knots))))
+    if rng.random() < 0.3:
+        gain /= 1 + (cycles / rng.uniform(3, 10)) ** (2 * rng.uniform(1, 5))
+    if rng.random() < 0.3:
+        gain *= 1 - np.exp(-((cycles / rng.uniform(0.1, 0.6)) ** 2))
+    return np.asarray(gain, np.float32)
+
+
+def _change_grey_levels(image: Array, rng: Rng) -> Array:
+    """Add noise at times, bring the crop to the standard scale again, and leave that a little."""
+    if rng.random() < 0.4:
+        deviation = image.std() * np.exp(rng.uniform(np.log(0.1), np.log(1.5)))
+        image = image + deviation * rng.standard_normal(image.shape, np.float32)
+    low, middle, high = np.percentile(image[::2, ::2], [15.87, 50, 84.13])
+    spread = max(float(high - low) / 2, 1e-6) * np.exp(rng.normal(0, 0.08))
+    shifted = (image - middle) / spread + rng.normal(0, 0.05)
+    return np.asarray(shifted.clip(-LIMIT, LIMIT), np.float32)

@@ -1,0 +1,130 @@
+"""A small residual network, trained on simulated micrographs of many structures, and some real."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from emdask.checks import check_integer, require, sentence
+from emdask.errors import MissingLibraryError, ParameterError
+from emdask.io.weights import Weights, open_weights
+from emdask.kernels.picking import ScoreMap
+from emdask.kernels.standard_micrographs import STANDARD_PX
+from emdask.method import Picker, parameter
+
+NAME = "cnn"
+THRESHOLD = 0.3
+# Networks that ship, by name.
+SHIPPED = Path(__file__).with_name("weights")
+SHIPPED_NAMES = ("general", "simulated")
+LEAST_TILE_PX = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNN:
+    """Parameters of picking by a network.
+
+    Parameters
+    ----------
+    model
+        "general" knows simulated micrographs of many structures and beta-galactosidase
+        (EMPIAR-10017), "simulated" the former alone; or the path of what `emdask.train_picker` made
+        and `emdask.save_model` wrote; or what `emdask.train_picker` returned.
+    tile_px
+        Edge of what is scored at once, in px of the standard micrograph; more takes more memory.
+        The answer does not depend on it.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+
+    Notes
+    -----
+    A score is the network's probability that a particle's centre is within a quarter of a diameter
+    or so (`emdask.kernels.scoring_network.score_network`). On a card it works in 16 bits.
+
+    Examples
+    --------
+    >>> CNN(model="simulated").tile_px
+    1024
+    """
+
+    model: str | Weights = parameter(  # noqa: RUF009
+        "general", "the network: general, simulated, or a .safetensors file of train-picker"
+    )
+    tile_px: int = parameter(1024, "edge of what is scored at once; more takes more memory", "px")
+
+    def __post_init__(self) -> None:
+        rule = "model must be general, simulated, a path, or weights"
+        is_known = isinstance(self.model, str | Path | Weights)
+        require(is_known, NAME, rule, type(self.model).__name__)
+        check_integer(NAME, "tile_px", self.tile_px, LEAST_TILE_PX)
+
+
+def load(params: CNN, diameter_A: float | None) -> Weights:
+    """Return the weights of the network.
+
+    Parameters
+    ----------
+    params
+        Parameters.
+    diameter_A
+        Of no account: the network sees every particle at one size.
+
+    Raises
+    ------
+    MissingLibraryError
+        Where there is no PyTorch.
+    FileNotFoundError, FormatError, ParameterError
+        If there are no such weights, or of another kind of network.
+    """
+    if importlib.util.find_spec("torch") is None:
+        remedy = "pip install 'emdask[torch]', or take another method: log, template."
+        raise MissingLibraryError(sentence(NAME, "needs PyTorch", remedy=remedy))
+    weights = params.model if isinstance(params.model, Weights) else _open(params.model)
+    shape = getattr(weights.arrays.get("stem.weight"), "shape", ())
+    if len(shape) != 4 or "head.weight" not in weights.arrays:
+        rule = "model must hold the weights of a network that picks"
+        raise ParameterError(sentence(NAME, rule, sorted(weights.arrays)[:3]))
+    return weights
+
+
+def _open(model: str | Path) -> Weights:
+    if model in SHIPPED_NAMES:
+        return open_weights(SHIPPED / f"{model}.safetensors")
+    return open_weights(Path(model).expanduser())
+
+
+def score(image: Any, params: CNN, model: Weights) -> ScoreMap:
+    """Score a micrograph; NumPy or CuPy.
+
+    Parameters
+    ----------
+    image : float32 array, shape (h, w)
+        Standard micrograph.
+    params
+        Parameters.
+    model
+        Weights.
+
+    Returns
+    -------
+    ScoreMap
+        A cell for every fourth pixel.
+    """
+    # PyTorch takes seconds to load, and is not needed to list this method.
+    from emdask.kernels.scoring_network import score_network
+
+    return score_network(image, model, tile_px=params.tile_px)
+
+
+METHOD = Picker(
+    params=CNN,
+    score={"cpu": score, "cuda": score},
+    standard_px=STANDARD_PX,
+    threshold=THRESHOLD,
+    load=load,
+)

@@ -1,0 +1,303 @@
+"""Training of networks on the data at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import xarray as xr
+
+from emdask.backend import check_device, resolve_device
+from emdask.checks import check_choice, check_integer, check_number, require, sentence
+from emdask.errors import StackError
+from emdask.io.weights import Weights
+from emdask.kernels.standard_micrographs import CONTRASTS, standardise
+from emdask.method import Picker, find_method
+from emdask.pickers import FAMILY, find_diameter, pick
+from emdask.picks import check_picks, pair_names
+from emdask.stack import as_stack, micrograph_names
+
+WHAT = "train_picker"
+Array = npt.NDArray[Any]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PickerTraining:
+    """How a network is trained to pick.
+
+    Parameters
+    ----------
+    diameter_px
+        Of a particle, in px of the micrographs.
+    contrast
+        "dark" or "light" particles.
+    n_rounds, n_steps, best, seed
+        As of `train_picker`.
+    device
+        "cpu" or "cuda".
+    """
+
+    diameter_px: float
+    contrast: str
+    n_rounds: int
+    n_steps: int
+    best: float
+    seed: int
+    device: str
+
+
+def train_picker(
+    micrographs: Any,
+    picks: Any = None,
+    *,
+    diameter_A: float | None = None,
+    diameter_px: float | None = None,
+    start: Any = "general",
+    n_rounds: int = 1,
+    n_steps: int = 300,
+    n_micrographs: int = 40,
+    best: float = 0.7,
+    contrast: str = "dark",
+    seed: int = 0,
+    device: str | None = None,
+    on_progress: Progress | None = None,
+) -> Weights:
+    """Train the network of ``pick(..., "cnn")`` on the molecule at hand, at once.
+
+    What is labelled is a particle; what is not may be one as well. So a handful of labels by hand
+    will do (positive-unlabelled learning), or none: then the network that it starts from, which has
+    seen other molecules, picks, and learns from those picks that it is surest of.
+
+    Parameters
+    ----------
+    micrographs : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
+        Micrographs; those that labels name, or, without labels, some from all over the stack.
+    picks : pandas or dask DataFrame
+        Labels: columns ``micrograph``, ``x_px``, ``y_px``, as `emdask.open_picks` gives; on the
+        micrographs that they name most particles should not have been left out on purpose, but many
+        may be missing. None where there are none.
+    diameter_A, diameter_px, contrast
+        As of `emdask.pick`.
+    start
+        Network that it starts from: "general", "simulated", the path of weights, or weights; None
+        begins with random ones, which needs labels.
+    n_rounds
+        Rounds of training. In each after the first the network that was trained picks, and what it
+        is surest of joins the labels.
+    n_steps
+        Steps of a round, each on 16 pieces of micrographs.
+    n_micrographs
+        Most micrographs to learn from: each takes some MB of memory.
+    best
+        Share of the picks of a network, 0 to 1, that it is surest of.
+    seed
+        Of the random numbers: on one machine, the same seed gives the same weights.
+    device
+        "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. Training is done in this
+        process; picking, on the active Dask client.
+    on_progress
+        Called as ``(what, done, total)`` while it goes on.
+
+    Returns
+    -------
+    Weights
+        For ``pick(..., "cnn", model=weights)``; `emdask.save_model` keeps them as ``.safetensors``.
+        ``about`` tells what they were made of.
+
+    Raises
+    ------
+    ParameterError, StackError, DeviceError, MissingLibraryError
+
+    References
+    ----------
+    .. [1] F. Wang et al., "DeepPicker: a deep learning approach for fully automated particle
+       picking in cryo-EM", J. Struct. Biol. 195 (2016): training on other molecules, iteration.
+    .. [2] T. Bepler et al., "Positive-unlabeled convolutional neural networks for particle picking
+       in cryo-electron micrographs", Nature Methods 16 (2019).
+
+    Examples
+    --------
+    >>> from emdask import phantom, pick, simulate_micrographs
+    >>> particle = phantom(8, radius_A=20).volume(32, 3.0)
+    >>> made, truth = simulate_micrographs(particle, 2, snr=0.5, size_px=256, n_particles=9)
+    >>> weights = train_picker(made.images, truth, diameter_A=50, n_steps=2)
+    >>> picks = pick(made.images, "cnn", diameter_A=50, model=weights)
+    """
+    source = as_stack(micrographs)
+    record: Picker = find_method(FAMILY, "cnn")
+    check_integer(WHAT, "n_rounds", n_rounds, 1)
+    check_integer(WHAT, "n_steps", n_steps, 1)
+    check_integer(WHAT, "n_micrographs", n_micrographs, 1)
+    check_integer(WHAT, "seed", seed, 0)
+    check_number(WHAT, "best", best, 0.01, 1)
+    check_choice(WHAT, "contrast", contrast, CONTRASTS)
+    require(
+        picks is not None or start is not None,
+        WHAT,
+        "without a network to start from it needs labels",
+        remedy='Pass picks, or start="general".',
+    )
+    training = PickerTraining(
+        diameter_px=find_diameter(source, diameter_A, diameter_px),
+        contrast=contrast,
+        n_rounds=n_rounds,
+        n_steps=n_steps,
+        best=best,
+        seed=seed,
+        device=resolve_device(check_device(device, WHAT, record.score), record.score),
+    )
+    weights = None if start is None else _load(record, start)
+    labels = None if picks is None else _label(source, check_picks(WHAT, picks))
+    chosen = _choose(source, labels, n_micrographs)
+    return _train(chosen, labels, weights, training, on_progress or _say_nothing)
+
+
+def _say_nothing(what: str, done: int, total: int) -> None:
+    """Progress that nobody follows."""
+
+
+def _load(record: Picker, model: Any) -> Weights:
+    assert record.load is not None
+    weights: Weights = record.load(record.params(model=model), None)
+    return weights
+
+
+def _label(stack: xr.DataArray, picks: pd.DataFrame) -> dict[str, Array]:
+    """Places (n, 2) that labels name in each micrograph of the stack."""
+    names = micrograph_names(stack).tolist()
+    pairs = pair_names(picks["micrograph"].unique(), names)
+    rule = "picks must name micrographs of the stack"
+    require(
+        bool(pairs), WHAT, rule, picks["micrograph"].unique()[:3].tolist(), f"It has {names[:3]}."
+    )
+    known = picks.assign(micrograph=picks["micrograph"].map(pairs)).dropna(subset="micrograph")
+    return {
+        str(name): rows[["x_px", "y_px"]].to_numpy(np.float64)
+        for name, rows in known.groupby("micrograph")
+    }
+
+
+def _choose(
+    stack: xr.DataArray, labels: Mapping[str, Array] | None, n_micrographs: int
+) -> xr.DataArray:
+    """Micrographs with labels, or any, evenly from all over the stack."""
+    names = micrograph_names(stack)
+    stack = stack.assign_coords(micrograph=("image", names))
+    usable = np.flatnonzero(np.isin(names, list(labels)) if labels else np.ones(len(names), bool))
+    n_chosen = min(len(usable), n_micrographs)
+    return stack[usable[np.linspace(0, len(usable) - 1, n_chosen).round().astype(int)]]
+
+
+def _train(
+    stack: xr.DataArray,
+    labels: Mapping[str, Array] | None,
+    weights: Weights | None,
+    training: PickerTraining,
+    on_progress: Progress,
+) -> Weights:
+    """Rounds of picking, where there is a network, and training."""
+    from emdask.kernels.picker_training import Example, train_network
+
+    record: Picker = find_method(FAMILY, "cnn")
+    images, scales = _standardise(stack, training, record.standard_px, on_progress)
+    about = dict(weights.about) if weights is not None else {}
+    for i in range(training.n_rounds):
+        found = None if weights is None else _find(stack, weights, training)
+        learnt = labels if labels is not None and i == 0 else _join(labels, found, training)
+        examples = [
+            Example(
+                image=images[name],
+                centres=np.column_stack(scales[name].to_standard(*learnt[name].T)),
+                fully_labelled=False,
+                expected=None if found is None else float(max(len(found[name]), len(learnt[name]))),
+            )
+            for name in images
+            if name in learnt
+        ]
+        n_labels = sum(len(example.centres) for example in examples)
+        _check_labels(n_labels, training)
+        arrays = train_network(
+            examples,
+            start=None if weights is None else weights.arrays,
+            n_steps=training.n_steps,
+            seed=training.seed + i,
+            device=training.device,
+            on_progress=_within(on_progress, f"round {i + 1} of {training.n_rounds}, "),
+        )
+        weights = Weights(arrays, about)
+    assert weights is not None
+    told = {key: value for key, value in asdict(training).items() if key != "device"}
+    told |= {"n_micrographs": len(images), "n_labels": n_labels, "emdask": version("emdask")}
+    return replace(weights, about=about | {f"trained_{key}": str(told[key]) for key in told})
+
+
+def _standardise(
+    stack: xr.DataArray, training: PickerTraining, standard_px: float, on_progress: Progress
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Micrographs by name as the network sees them, and their scales."""
+    images, scales = {}, {}
+    for i, name in enumerate(stack.micrograph.values.tolist()):
+        on_progress("reading micrographs", i, len(stack))
+        image = stack[i].values
+        if not np.isfinite(image).all():
+            rule = f"{name} has NaN or infinite pixels"
+            raise StackError(sentence(WHAT, rule, remedy="Leave it out."))
+        images[name], scales[name] = standardise(
+            image, training.diameter_px, standard_px, training.contrast
+        )
+    on_progress("reading micrographs", len(stack), len(stack))
+    return images, scales
+
+
+def _find(
+    stack: xr.DataArray, weights: Weights, training: PickerTraining
+) -> dict[str, pd.DataFrame]:
+    """Picks of each micrograph, at the network's own threshold."""
+    table = pick(
+        stack,
+        "cnn",
+        model=weights,
+        diameter_px=training.diameter_px,
+        contrast=training.contrast,
+    ).compute()
+    names = stack.micrograph.values.tolist()
+    return {name: table[table["micrograph"] == name] for name in names}
+
+
+def _join(
+    labels: Mapping[str, Array] | None,
+    found: Mapping[str, pd.DataFrame] | None,
+    training: PickerTraining,
+) -> dict[str, Array]:
+    """Labels, and of the picks of all micrographs those with the best scores, where no label is."""
+    assert found is not None
+    scores = np.concatenate([rows["score"].to_numpy() for rows in found.values()])
+    least = np.quantile(scores, 1 - training.best) if len(scores) else 0.0
+    joined = {}
+    for name, rows in found.items():
+        places = rows[rows["score"] >= least][["x_px", "y_px"]].to_numpy()
+        if labels is not None and name in labels:
+            apart = np.linalg.norm(places[:, None] - labels[name][None], axis=2)
+            places = places[apart.min(axis=1, initial=np.inf) > training.diameter_px / 2]
+            places = np.concatenate([labels[name], places])
+        joined[name] = places
+    return joined
+
+
+def _check_labels(n_labels: int, training: PickerTraining) -> None:
+    rule = f"there is no particle of {training.diameter_px:g} px to learn from"
+    remedy = "Is the diameter right, and the contrast? Else label some particles by hand."
+    require(n_labels > 0, WHAT, rule, remedy=remedy)
+
+
+def _within(on_progress: Progress, prefix: str) -> Progress:
+    def follow(what: str, done: int, total: int) -> None:
+        on_progress(prefix + what, done, total)
+
+    return follow
