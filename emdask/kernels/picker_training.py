@@ -25,15 +25,13 @@ from emdask.kernels.scoring_network import (
     Network,
     build_network,
 )
-from emdask.kernels.standard_micrographs import LIMIT
+from emdask.kernels.standard_micrographs import LIMIT, STANDARD_PX
 
-__all__ = ["STANDARD_PX", "Example", "build_target", "positive_unlabelled_loss", "train_network"]
+__all__ = ["Example", "build_target", "positive_unlabelled_loss", "train_network"]
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
 
-# Diameter of a particle in the micrographs that the network scores.
-STANDARD_PX: Final = 32.0
 STEM_WIDTH: Final = 16
 WIDTH: Final = 32
 # Cells along an edge of a crop's scores.
