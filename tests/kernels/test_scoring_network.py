@@ -1,0 +1,93 @@
+"""The scoring network: a sliding window whose answer depends on its window alone."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from emdask.backend import to_device, to_host
+from emdask.kernels import scoring_network
+from emdask.kernels.scoring_network import FIELD_PX, STEP_PX, Network, score_network
+
+
+def random_weights(seed: int = 0, width: int = 8) -> Any:
+    torch.manual_seed(seed)
+    arrays = {name: t.numpy() for name, t in Network(4, width).state_dict().items()}
+    return SimpleNamespace(arrays=arrays, digest=f"{seed} {width}")
+
+
+@pytest.fixture
+def image(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(150, 213)).astype(np.float32)
+
+
+def test_the_map_is_the_sliding_window(image: np.ndarray) -> None:
+    weights = random_weights()
+    scores, step, offset = score_network(image, weights)
+    assert scores.shape == (38, 54)
+    assert (step, offset) == (STEP_PX, 0)
+    half = FIELD_PX // 2
+    mirrored = np.pad(image, half + STEP_PX, mode="symmetric")[STEP_PX:, STEP_PX:]
+    network = scoring_network.build_network(weights.arrays)
+    for i, j in [(0, 0), (11, 13), (20, 30), (37, 53), (37, 0)]:
+        rows, columns = (slice(STEP_PX * k, STEP_PX * k + FIELD_PX) for k in (i, j))
+        window = torch.from_numpy(mirrored[rows, columns].copy())[None, None]
+        with torch.no_grad():
+            wanted = torch.sigmoid(network(window))
+        assert wanted.shape == (1, 1, 1, 1)
+        assert scores[i, j] == pytest.approx(float(wanted), abs=1e-5)
+
+
+@pytest.mark.parametrize("tile_px", [1, 37, 64, 150])
+def test_tiles_do_not_show(image: np.ndarray, tile_px: int) -> None:
+    weights = random_weights()
+    whole = score_network(image, weights, tile_px=4096).scores
+    parts = score_network(image[:90, :101], weights, tile_px=tile_px).scores
+    other = score_network(image[:90, :101], weights, tile_px=4096).scores
+    np.testing.assert_allclose(parts, other, atol=1e-5)
+    # Far from the borders the rest of the image does not matter.
+    far = slice(0, (90 - FIELD_PX // 2) // STEP_PX), slice(0, (101 - FIELD_PX // 2) // STEP_PX)
+    np.testing.assert_allclose(parts[far], whole[far], atol=1e-5)
+
+
+def test_devices_agree(device: str, image: np.ndarray) -> None:
+    scored = score_network(to_device(image, device), random_weights()).scores
+    host = score_network(image, random_weights()).scores
+    # On a card numbers have 16 bits.
+    tolerance = 1e-5 if device == "cpu" else 0.02
+    np.testing.assert_allclose(to_host(scored), host, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 200), (40, 7)])
+def test_images_smaller_than_the_window(shape: tuple[int, int]) -> None:
+    scores = score_network(np.ones(shape, np.float32), random_weights()).scores
+    assert scores.shape == tuple(-(-n // STEP_PX) for n in shape)
+    assert np.isfinite(scores).all()
+
+
+def test_threads_of_the_user_stay(image: np.ndarray) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        score_network(image, random_weights())
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_networks_are_made_once(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> None:
+    made = []
+    build = scoring_network.build_network
+    monkeypatch.setattr(
+        scoring_network, "build_network", lambda arrays: made.append(1) or build(arrays)
+    )
+    for seed in (101, 102, 101, 102):
+        score_network(image, random_weights(seed))
+    assert len(made) == 2
+    for seed in range(103, 103 + scoring_network.N_KEPT):
+        score_network(image, random_weights(seed))
+    assert len(scoring_network._kept) == scoring_network.N_KEPT
