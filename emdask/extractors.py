@@ -295,10 +295,12 @@ def cut_particles(image: Any, centres_px: npt.NDArray[np.float64], params: Extra
 def _coords(source: xr.DataArray, chosen: pd.DataFrame, params: Extract) -> dict[str, Any]:
     """What is known of the particles, and what of their micrographs holds for them."""
     image_of = chosen["image"].to_numpy()
+    # One micrograph, taken out of its stack, has numbers where a stack has one an image.
     coords = {
-        str(name): values.values[image_of]
+        str(name): np.broadcast_to(values.values, source.shape[:1])[image_of]
         for name, values in source.coords.items()
-        if values.dims == ("image",) and (not str(name).startswith("rln") or name in PASSED_ON)
+        if values.dims in ((), ("image",))
+        and (not str(name).startswith("rln") or name in PASSED_ON)
     }
     coords |= {
         "image_id": np.arange(len(chosen)),

@@ -212,7 +212,7 @@ def image_ids(stack: xr.DataArray) -> Any:
     array([0, 1, 2])
     """
     known = stack.coords.get("image_id")
-    return np.arange(stack.shape[0]) if known is None else np.asarray(known.values)
+    return np.arange(stack.shape[0]) if known is None else np.atleast_1d(known.values)
 
 
 def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:

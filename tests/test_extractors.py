@@ -302,6 +302,18 @@ def test_sections_of_one_file(rng: np.random.Generator) -> None:
     assert particles.micrograph.values.tolist() == ["000003@all.mrcs"]
 
 
+def test_one_micrograph_out_of_its_stack(picks: pd.DataFrame) -> None:
+    own = picks[picks.micrograph == NAMES[3]]
+    particles = extract(open_noise()[3], own, 24)
+    expected = extract(open_noise(), own, 24)
+    assert_array_equal(particles.values, expected.values)
+    for name in expected.coords:
+        assert_array_equal(particles[name].values, expected[name].values)
+    nameless = open_noise()[3].drop_vars("micrograph")
+    numbered = own.assign(micrograph="image_000013")
+    assert_array_equal(extract(nameless, numbered, 24).values, expected.values)
+
+
 def test_tables_of_dask_and_files(picks: pd.DataFrame, tmp_path: Path) -> None:
     dd = pytest.importorskip("dask.dataframe")
     expected = extract(open_noise(), in_order(picks), 24)
