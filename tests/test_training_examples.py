@@ -8,8 +8,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.spatial import KDTree
 
+from emdask.io.weights import open_weights
 from emdask.kernels.symmetry import symmetry_matrices
 
 TRAINING = Path(__file__).parents[1] / "examples" / "training"
@@ -59,7 +61,7 @@ def test_a_micrograph_follows_from_seed_and_number(micrographs):
 
 
 def test_micrographs_hold_their_particles_and_everything_that_is_none(micrographs):
-    made = [micrographs.training_micrograph(0, index, size_px=256) for index in range(24)]
+    made = [micrographs.training_micrograph(0, index, size_px=256) for index in range(16)]
     for one in made:
         assert one.image.shape == (256, 256)
         assert one.image.dtype == np.float32
@@ -71,7 +73,7 @@ def test_micrographs_hold_their_particles_and_everything_that_is_none(micrograph
         )
         assert 0.85 * low < one.diameter_px < 1.15 * high
         assert one.conditions["n_particles"] == len(one.centres)
-    assert sum(len(one.centres) for one in made) > 100
+    assert sum(len(one.centres) for one in made) > 60
     for name in ("carbon", "ctf", "n_crystals", "n_lumps", "fragments", "denoised_to", "eight_bit"):
         having = [bool(one.conditions[name]) for one in made]
         assert any(having), name
@@ -92,3 +94,27 @@ def test_particles_are_dark_at_their_centres(micrographs, monkeypatch):
         level = np.median(one.image), one.image.std()
         darker.append((level[0] - one.image[y, x].mean()) / level[1])
     assert np.mean(darker) > 0.5
+
+
+def test_one_command_trains_both_networks(micrographs, tmp_path):
+    trainer = importlib.import_module("train_general_picker")
+    folder = tmp_path / "betagal"
+    folder.mkdir()
+    grey = np.random.default_rng(0).normal(128, 20, (600, 600)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(grey).save(folder / "a.jpg")
+    (folder / "a.txt").write_text("x\ty\n200\t300\n400\t250\n")
+    written = trainer.main(tmp_path / "out", folder, 1, trainer.QUICK)
+    simulated, general = (open_weights(path) for path in written)
+    assert [path.name for path in written] == ["simulated.safetensors", "general.safetensors"]
+    assert simulated.digest != general.digest
+    assert "10017" not in simulated.about["data"]
+    assert "10017" in general.about["data"]
+    assert all(np.isfinite(array).all() for array in general.arrays.values())
+
+
+def test_labelled_micrographs_come_to_the_standard_without_their_border(micrographs):
+    trainer = importlib.import_module("train_general_picker")
+    image = np.random.default_rng(0).normal(size=(640, 512))
+    example = trainer.build_example(image, np.array([[200.0, 300.0]]), 64.0, border_px=100)
+    assert example.image.shape == (220, 156)
+    assert np.abs(example.centres - [[49.75, 99.75]]).max() < 1e-9
