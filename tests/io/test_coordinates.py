@@ -321,3 +321,11 @@ def test_bad_tables(picks: pd.DataFrame, tmp_path: Path) -> None:
         save_picks(picks.drop(columns="y_px"), tmp_path / "p")
     with pytest.raises(FileNotFoundError, match="folder does not exist"):
         save_picks(picks[:2], tmp_path / "no" / "p")
+
+
+def test_labels_of_real_micrographs(shared_data: Path) -> None:
+    labels = open_picks(shared_data / "picking" / "ribosome_10028")
+    assert labels.attrs["micrographs"] == tuple(f"{i:03d}_10028" for i in range(61, 66))
+    assert labels.columns.tolist() == ["micrograph", "x_px", "y_px"]
+    assert labels.iloc[0].tolist() == ["061_10028", 148.0, 52.0]
+    assert labels[["x_px", "y_px"]].to_numpy().max() < 1024
