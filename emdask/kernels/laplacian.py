@@ -7,18 +7,13 @@ from typing import Any, Final
 import numpy as np
 
 from emdask.backend import array_namespace, filter_namespace
+from emdask.kernels.crystals import remove_crystals
 from emdask.kernels.scales import from_frequencies, to_frequencies
-from emdask.kernels.standard_micrographs import LIMIT
 
 __all__ = ["laplacian_of_gaussian", "score_laplacian"]
 
 # Width of the Gaussian, in diameters, at which a ball's projection responds most: 0.601 radii.
 BALL_WIDTH: Final = 0.3
-# Where more than this share of the pixels within some 0.1 diameters is at the limit of grey levels,
-# there is a crystal of ice; its edge reaches so many diameters further.
-SOLID_WIDTH: Final = 0.1
-SOLID_SHARE: Final = 0.5
-SOLID_EDGE: Final = 0.2
 # Peaks of so many deviations, and what is within so many diameters, are no background; how often
 # the background is found.
 PEAK: Final = 2.5
@@ -46,11 +41,10 @@ def score_laplacian(image: Any, diameter_px: float) -> Any:
 
     Notes
     -----
-    The Gaussian is that at which the projection of a ball responds most, 0.3 diameters wide: for
-    a disc that would be 0.35 (diameter / (2 √2)), but particles are thinner towards their rim.
-    Crystals of ice, many neighbouring pixels at the limit of the grey levels, are made background
-    first. The background is what is left of the map without its peaks; deviations are by the
-    median of absolute ones.
+    The Gaussian is that at which the projection of a ball responds most, 0.3 diameters wide: for a
+    disc that would be 0.35 (diameter / (2 √2)), but particles are thinner towards their rim.
+    Crystals of ice are made background first (`emdask.kernels.crystals`). The background is what is
+    left of the map without its peaks; deviations are by the median of absolute ones.
 
     Examples
     --------
@@ -61,7 +55,7 @@ def score_laplacian(image: Any, diameter_px: float) -> Any:
     >>> [int(i) for i in np.unravel_index(scores.argmax(), scores.shape)]
     [40, 40]
     """
-    kept = _without_crystals(image, diameter_px)
+    kept = remove_crystals(image, diameter_px)
     response = laplacian_of_gaussian(kept, BALL_WIDTH * diameter_px)
     return _in_deviations(response, diameter_px)
 
@@ -98,14 +92,6 @@ def laplacian_of_gaussian(image: Any, width_px: float) -> Any:
     )
     squared = xp.square(k_y)[:, None] + xp.square(k_x)
     return from_frequencies(to_frequencies(image) * (squared * xp.exp(squared * np.float32(-0.5))))
-
-
-def _without_crystals(image: Any, diameter_px: float) -> Any:
-    xp, filters = array_namespace(image), filter_namespace(image)
-    at_limit = (abs(image) >= np.float32(0.99 * LIMIT)).astype(np.float32)
-    solid = filters.gaussian_filter(at_limit, SOLID_WIDTH * diameter_px) > SOLID_SHARE
-    solid = filters.maximum_filter(solid.astype(np.uint8), _window(SOLID_EDGE * diameter_px))
-    return xp.where(solid > 0, np.float32(0), image)
 
 
 def _in_deviations(response: Any, diameter_px: float) -> Any:

@@ -19,12 +19,12 @@ class LoG:
     Notes
     -----
     A score is the response in deviations of the map's own background, which is what its peaks leave
-    (`emdask.kernels.laplacian.score_laplacian`). One threshold serves micrographs of any kind, but
-    none is best for all: the best were 2.8 to 4.5 on simulated ribosomes of SNR 0.02 to 0.1 and 2.3
-    on beta-galactosidase (EMPIAR-10017); 3.0 was chosen on these. Where particles are crowded, or
-    hollow, they are much of the background, and a lower one is needed: on apoferritin
-    (EMPIAR-10146) 1.2, and 3.0 finds next to nothing. Whatever is as large as a particle scores
-    as one does.
+    (`emdask.kernels.laplacian.score_laplacian`). The threshold, 3.0, was chosen on simulated
+    ribosomes of SNR 0.02 to 0.1, where the best were 2.7 to 4.3, and on beta-galactosidase
+    (EMPIAR-10017), where it was 2.3. No threshold is best for all: the more there are, the more
+    particles are background to each other. On apoferritin (EMPIAR-10146), crowded and hollow, the
+    best was 1.3, and 3.0 finds next to nothing. What is as large as a particle scores as one, such
+    as small crystals of ice.
 
     Examples
     --------

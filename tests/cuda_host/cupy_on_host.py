@@ -765,12 +765,17 @@ def take_from(
     """Functions of a library of the host that take and return what the card's do."""
 
     def take(function: Any, signature: inspect.Signature) -> Callable[..., Any]:
+        # By their place: what must be given may have another name on the host.
+        required = [name for name, p in signature.parameters.items() if p.default is p.empty]
+
         @functools.wraps(function)
         def on_card(*args: Any, **kwargs: Any) -> Any:
             taken = signature.bind(*args, **kwargs).arguments
             if card.strict:
                 refuse_host_arrays(taken.values())
-            result = function(**{name: to_host(value) for name, value in taken.items()})
+            there = {name: to_host(value) for name, value in taken.items()}
+            first = [there.pop(name) for name in required]
+            result = function(*first, **there)
             if taken.get("output") is not None and isinstance(taken["output"], np.ndarray):
                 return taken["output"]
             return to_card(result) if card.strict else result
