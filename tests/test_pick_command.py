@@ -77,7 +77,7 @@ def assert_same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 def test_coordinates_are_those_of_the_function(folder):
-    code, out, err = call_log("picked", "--diameter-px", DIAMETER_PX)
+    code, _, err = call_log("picked", "--diameter-px", DIAMETER_PX)
     assert (code, err) == (0, "")
     expected = expected_picks()
     found = open_picks("picked")
@@ -268,7 +268,7 @@ def test_sections_of_one_file_are_told_apart(folder):
 
 
 def test_the_bar_counts_micrographs_on_a_terminal(folder, monkeypatch):
-    """Picks come partition by partition from a real client; an error of a task is the one raised."""
+    """Picks come by partitions from a real client; an error of a task is the one raised."""
     from distributed import Client
 
     monkeypatch.setattr(Console, "is_terminal", True)

@@ -119,7 +119,6 @@ def test_mean_of_the_particles_is_light_in_the_middle(tmp_path):
 
 
 def test_thumbnails_are_in_the_order_of_the_scores():
-    stack = micrographs()
     known = known_picks().assign(score=[4.0, 9.0, 5.0, 8.0, 6.0, 7.0, 10.0, 4.5])
     best_first = known.sort_values("score", ascending=False)
     found = picked(known)
@@ -128,7 +127,6 @@ def test_thumbnails_are_in_the_order_of_the_scores():
     for i, (_, row) in enumerate(best_first.iterrows()):
         alone = extract_boxes(found, best_first.iloc[i : i + 1], [NAMES.index(row.micrograph)])
         np.testing.assert_array_equal(images[i], alone[0])
-    assert stack.shape[0] == 3
 
 
 @pytest.mark.parametrize("truth", [None, known_picks()])
@@ -140,15 +138,15 @@ def test_nothing_picked_is_a_page_as_well(tmp_path, truth):
     assert summary_rows(picked(no_picks()))[1] == ("particles", "0")
 
 
-def test_bad_pixels_are_shown_as_the_median(tmp_path):
+def test_bad_pixels_are_shown_as_the_median():
     found = picked()
     stack = found.micrographs.copy(data=found.micrographs.values.copy())
     stack[0, :9, :9] = np.nan
-    page = write(tmp_path, picked(found.picks, micrographs=stack))
-    assert "The particles" in titles(page)
     image = read_micrograph(stack, 0).values[0]
     assert np.isfinite(image).all()
     assert image[0, 0] == np.median(stack.values[0][np.isfinite(stack.values[0])])
+    bad = picked(found.picks, micrographs=stack)
+    assert np.isfinite(extract_boxes(bad, found.picks[found.picks.x_px > 30][:3], [0])).all()
 
 
 def test_micrographs_that_nobody_labelled_are_not_judged():
@@ -171,15 +169,13 @@ def test_many_micrographs_are_told_by_the_extremes(tmp_path):
     names = [f"m{i:03d}.mrc" for i in range(n)]
     stack = build_stack(np.broadcast_to(image, (n, *image.shape)), {"micrograph": names}, {})
     rows = [(name, 90.0, 80.0, 5.0) for i, name in enumerate(names) for _ in range(i)]
-    columns = dict(
-        zip(("micrograph", "x_px", "y_px", "score"), zip(*rows, strict=True), strict=True)
-    )
-    page = write(tmp_path, picked(build_picks(columns, names), micrographs=stack))
+    table = pd.DataFrame(rows, columns=["micrograph", "x_px", "y_px", "score"])
+    page = write(tmp_path, picked(build_picks(table, names), micrographs=stack))
     assert "The 10 with the fewest and the 10 with the most." in page
     assert "<td>m000</td>" in page
     assert "<td>m049</td>" in page
     assert "<td>m025</td>" not in page
-    assert set(titles(page)[:3]) == {"m049", "m024", "m000"} or titles(page)[0] == "m049"
+    assert titles(page)[:3] in (["m049", "m025", "m000"], ["m049", "m024", "m000"])
 
 
 def test_shown_micrographs_reach_from_most_to_fewest():
