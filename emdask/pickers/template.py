@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from emdask.checks import check_integer, check_number, require, sentence
-from emdask.errors import ParameterError
+from emdask.errors import FormatError, ParameterError
 from emdask.io import open_stack
 from emdask.io.volumes import holds_volume, open_volume
 from emdask.kernels.crystals import remove_crystals
@@ -45,7 +45,7 @@ class Template:
         Directions from which a volume is seen, over the whole sphere.
     angle_step_deg
         Step by which templates are turned in their plane, at most 360 degrees.
-    pixel_size_A
+    template_pixel_size_A
         Edge of a pixel or voxel of the template, Å; None: what it says itself.
     template_diameter_px
         Diameter of the particle in pixels or voxels of the template; None: the ``diameter_A`` of
@@ -76,7 +76,7 @@ class Template:
     )
     n_views: int = parameter(40, "directions from which a volume is seen")
     angle_step_deg: float = parameter(30.0, "step by which templates are turned", "deg")
-    pixel_size_A: float | None = parameter(
+    template_pixel_size_A: float | None = parameter(
         None, "pixel of the template; default: what it says itself", "Å"
     )
     template_diameter_px: float | None = parameter(
@@ -86,7 +86,7 @@ class Template:
     def __post_init__(self) -> None:
         check_integer(NAME, "n_views", self.n_views, 1, 2000)
         check_number(NAME, "angle_step_deg", self.angle_step_deg, 1, 360)
-        for name in ("pixel_size_A", "template_diameter_px"):
+        for name in ("template_pixel_size_A", "template_diameter_px"):
             if getattr(self, name) is not None:
                 check_number(NAME, name, getattr(self, name), 1e-3)
 
@@ -136,10 +136,8 @@ def open_template(params: Template) -> xr.DataArray:
     require(given is not None, NAME, rule, given, remedy)
     if isinstance(given, str | os.PathLike):
         if not holds_volume(given):
-            return open_stack(given, pixel_size_A=params.pixel_size_A)
-        # Where it is told how large the particle is, no pixel size is needed.
-        known = params.template_diameter_px is not None
-        return open_volume(given, pixel_size_A=params.pixel_size_A or (1.0 if known else None))
+            return open_stack(given, pixel_size_A=params.template_pixel_size_A)
+        return _open_map(given, params)
     if isinstance(given, xr.DataArray) and given.ndim == 3:
         return given
     values = np.asarray(given)
@@ -148,6 +146,19 @@ def open_template(params: Template) -> xr.DataArray:
     cube = values.ndim == 3 and len(set(values.shape)) == 1
     dims = VOLUME_DIMS if cube else ("image", "y", "x")
     return xr.DataArray(values.reshape((-1, *values.shape[-2:])), dims=dims)
+
+
+def _open_map(path: str | os.PathLike[str], params: Template) -> xr.DataArray:
+    # Where it is told how large the particle is, no pixel size is needed.
+    known = 1.0 if params.template_diameter_px is not None else None
+    pixel_size_A = params.template_pixel_size_A or known
+    try:
+        return open_volume(path, pixel_size_A=pixel_size_A)
+    except FormatError as error:
+        if pixel_size_A is not None:
+            raise
+        remedy = "For a template it is template_pixel_size_A=, or pass template_diameter_px=."
+        raise FormatError(f"{error} {remedy}") from error
 
 
 def find_template_diameter(
@@ -164,7 +175,8 @@ def find_template_diameter(
     diameter_px = params.template_diameter_px
     if diameter_px is None:
         said_A = source.attrs.get("pixel_size_A")
-        pixel_size_A = said_A if params.pixel_size_A is None else params.pixel_size_A
+        given_A = params.template_pixel_size_A
+        pixel_size_A = said_A if given_A is None else given_A
         unknown = [
             name
             for name, value in (
