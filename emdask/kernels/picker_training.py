@@ -24,6 +24,7 @@ from emdask.kernels.scoring_network import (
     STEP_PX,
     Network,
     build_network,
+    fold,
 )
 from emdask.kernels.standard_micrographs import LIMIT, STANDARD_PX
 
@@ -35,14 +36,14 @@ Rng = np.random.Generator
 STEM_WIDTH: Final = 16
 WIDTH: Final = 32
 # Cells along an edge of a crop's scores.
-N_CELLS: Final = 48
+N_CELLS: Final = 44
 CROP_PX: Final = STEP_PX * (N_CELLS - 1) + FIELD_PX
 # A cell is of a particle within the first radius of its centre, in diameters, and not beyond the
 # second.
 CORE, RIM = 0.15, 0.30
 # Particles that are there for each that is labelled, where nobody says how many.
 UNLABELLED: Final = 1.2
-LEARNING_RATE: Final = 2e-3
+LEARNING_RATE: Final = 4e-3
 FINE_TUNING_RATE: Final = 4e-4
 WARM_UP: Final = 0.1
 WEIGHT_DECAY: Final = 1e-4
@@ -105,7 +106,7 @@ def train_network(
     n_steps, batch
         Steps, and crops in each.
     learning_rate
-        The largest of the schedule, which rises and falls again; None for 0.002, or a fifth of it
+        The largest of the schedule, which rises and falls again; None for 0.004, or a tenth of it
         where there are weights to start from.
     seed
         The same seed gives the same weights on the same machine.
@@ -128,7 +129,8 @@ def train_network(
     -----
     The loss is `positive_unlabelled_loss`, which is the cross-entropy where all is labelled. The
     weights are drawn after He et al., "Delving deep into rectifiers", ICCV 2015, and changed by
-    AdamW (Loshchilov and Hutter, ICLR 2019).
+    AdamW (Loshchilov and Hutter, ICLR 2019). Batches are normalised (Ioffe and Szegedy, ICML 2015)
+    while a network is trained from nothing; what it is started from has that folded into it.
     """
     n_labels = sum(len(example.centres) for example in examples)
     require(n_labels > 0, "train_network", "some example must have a particle", len(examples))
@@ -162,7 +164,7 @@ def train_network(
             value = float(loss.detach())
             smooth_loss = value if step == 0 else 0.98 * smooth_loss + 0.02 * value
             on_progress(f"loss {smooth_loss:.4f}", step + 1, n_steps)
-    return {name: array.cpu().numpy().copy() for name, array in mean.state_dict().items()}
+    return fold(mean)
 
 
 def positive_unlabelled_loss(
@@ -220,17 +222,16 @@ def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
 
 
 def _draw_network(seed: int) -> Network:
-    """Draw the first weights; each block begins close to the identity."""
-    network = Network(STEM_WIDTH, WIDTH)
+    """Draw the first weights."""
+    network = Network(STEM_WIDTH, WIDTH, normalised=True)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim > 1:
+                deviation = math.sqrt(2 / parameter[0].numel())
+                parameter.normal_(0, deviation, generator=generator)
+            elif "norm" not in name:
                 parameter.zero_()
-                continue
-            gain = 0.3 if "second" in name else 1.0
-            deviation = gain * math.sqrt(2 / parameter[0].numel())
-            parameter.normal_(0, deviation, generator=generator)
         assert network.head.bias is not None
         # Most cells are background.
         network.head.bias.fill_(-3)
@@ -250,6 +251,8 @@ def _remember(mean: Network, network: Network, memory: float) -> None:
     with torch.no_grad():
         for old, new in zip(mean.parameters(), network.parameters(), strict=True):
             old.lerp_(new, 1 - memory)
+        for statistic, present in zip(mean.buffers(), network.buffers(), strict=True):
+            statistic.copy_(present)
 
 
 # --- Crops ----------------------------------------------------------------------------------------
@@ -293,7 +296,7 @@ def _turn(array: Array, turn: int, flip: bool) -> Array:
 def _change_spectrum(image: Array, rng: Rng) -> Array:
     """Resize a square to that of a crop; maybe blur, sharpen, or colour it on the way."""
     side = image.shape[0]
-    changes = rng.random() < 0.5
+    changes = rng.random() < 0.4
     if side == CROP_PX and not changes:
         return image
     terms = scipy.fft.dctn(image, norm="ortho")
@@ -324,8 +327,8 @@ def _draw_gain(cycles: Array, rng: Rng) -> Array:
 
 def _change_grey_levels(image: Array, rng: Rng) -> Array:
     """Add noise at times, bring the crop to the standard scale again, and leave that a little."""
-    if rng.random() < 0.4:
-        deviation = image.std() * np.exp(rng.uniform(np.log(0.1), np.log(1.5)))
+    if rng.random() < 0.25:
+        deviation = image.std() * np.exp(rng.uniform(np.log(0.1), np.log(1.0)))
         image = image + deviation * rng.standard_normal(image.shape, np.float32)
     low, middle, high = np.percentile(image[::2, ::2], [15.87, 50, 84.13])
     spread = max(float(high - low) / 2, 1e-6) * np.exp(rng.normal(0, 0.08))

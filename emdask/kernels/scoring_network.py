@@ -23,15 +23,24 @@ from torch.nn import functional
 from emdask.backend import array_namespace
 from emdask.kernels.picking import ScoreMap
 
-__all__ = ["FIELD_PX", "STEP_PX", "NamedArrays", "Network", "build_network", "score_network"]
+__all__ = [
+    "FIELD_PX",
+    "STEP_PX",
+    "NamedArrays",
+    "Network",
+    "build_network",
+    "fold",
+    "score_network",
+]
 
 Array = npt.NDArray[Any]
 
 STEP_PX: Final = 4
-N_BLOCKS: Final = 5
+# Of each block, how far apart the cells lie that its first convolution takes.
+DILATIONS: Final = (1, 2, 2, 1, 1)
 STEM_PX: Final = 7
 # Window that a score depends on: the two strided convolutions, then two of 3 x 3 cells a block.
-FIELD_PX: Final = STEM_PX + 2 * 2 + 2 * N_BLOCKS * 2 * STEP_PX
+FIELD_PX: Final = STEM_PX + 2 * 2 + 2 * sum(d + 1 for d in DILATIONS) * STEP_PX
 MARGIN_PX: Final = FIELD_PX // 2
 # Networks that a process keeps.
 N_KEPT: Final = 4
@@ -52,16 +61,18 @@ class NamedArrays(Protocol):
 
 
 class Block(nn.Module):
-    """Two convolutions of 3 x 3 cells beside the identity, which loses two cells at each side."""
+    """Two convolutions of 3 x 3 cells beside the identity, cut as they cut at borders."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, dilation: int, normalised: bool) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3)
-        self.second = nn.Conv2d(width, width, 3)
+        self.lost = dilation + 1
+        self.first = _Convolution(width, width, 3, normalised, dilation=dilation)
+        self.second = _Convolution(width, width, 3, normalised)
 
     def forward(self, cells: torch.Tensor) -> torch.Tensor:
         change = self.second(functional.relu(self.first(cells)))
-        return functional.relu(cells[..., 2:-2, 2:-2] + change)
+        kept = slice(self.lost, -self.lost)
+        return functional.relu(cells[..., kept, kept] + change)
 
 
 class Network(nn.Module):
@@ -71,13 +82,15 @@ class Network(nn.Module):
     ----------
     stem_width, width
         Channels at half and at a quarter of the resolution.
+    normalised
+        Whether batches are normalised, as in training from nothing; `fold` does away with it.
     """
 
-    def __init__(self, stem_width: int, width: int) -> None:
+    def __init__(self, stem_width: int, width: int, normalised: bool = False) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(1, stem_width, STEM_PX, stride=2)
-        self.down = nn.Conv2d(stem_width, width, 3, stride=2)
-        self.blocks = nn.Sequential(*(Block(width) for _ in range(N_BLOCKS)))
+        self.stem = _Convolution(1, stem_width, STEM_PX, normalised, stride=2)
+        self.down = _Convolution(stem_width, width, 3, normalised, stride=2)
+        self.blocks = nn.Sequential(*(Block(width, d, normalised) for d in DILATIONS))
         self.hidden = nn.Conv2d(width, width, 1)
         self.head = nn.Conv2d(width, 1, 1)
 
@@ -85,6 +98,38 @@ class Network(nn.Module):
         cells = functional.relu(self.down(functional.relu(self.stem(images))))
         logits: torch.Tensor = self.head(functional.relu(self.hidden(self.blocks(cells))))
         return logits
+
+
+class _Convolution(nn.Conv2d):
+    """A convolution, without padding, whose channels may be normalised over the batch."""
+
+    def __init__(self, n_in: int, n_out: int, side: int, normalised: bool, **how: int) -> None:
+        super().__init__(n_in, n_out, side, **how)  # type: ignore[arg-type]
+        self.norm = nn.BatchNorm2d(n_out) if normalised else None
+
+    def forward(self, cells: torch.Tensor) -> torch.Tensor:
+        result = super().forward(cells)
+        return result if self.norm is None else self.norm(result)
+
+
+def fold(network: Network) -> dict[str, Array]:
+    """Return the weights of a network without normalisation that answers as this one does.
+
+    Examples
+    --------
+    >>> sorted(fold(Network(2, 4, normalised=True)))[-2:]
+    ['stem.bias', 'stem.weight']
+    """
+    state = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    for name, layer in network.named_modules():
+        if isinstance(layer, _Convolution) and (norm := layer.norm) is not None:
+            assert norm.running_var is not None
+            assert norm.running_mean is not None
+            gain = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).detach()
+            state[f"{name}.weight"] *= gain[:, None, None, None]
+            bias = state[f"{name}.bias"] - norm.running_mean
+            state[f"{name}.bias"] = norm.bias.detach() + gain * bias
+    return {name: t.cpu().numpy() for name, t in state.items() if ".norm." not in name}
 
 
 def build_network(arrays: Mapping[str, Array]) -> Network:

@@ -69,6 +69,18 @@ def test_images_smaller_than_the_window(shape: tuple[int, int]) -> None:
     assert np.isfinite(scores).all()
 
 
+def test_folding_normalisation_away_changes_nothing() -> None:
+    torch.manual_seed(3)
+    network = Network(4, 8, normalised=True)
+    images = torch.randn(2, 1, FIELD_PX + 12, FIELD_PX + 8)
+    for _ in range(3):
+        network(3 * images + 1)
+    network.eval()
+    folded = scoring_network.build_network(scoring_network.fold(network))
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), network(images), atol=1e-4, rtol=1e-4)
+
+
 def test_threads_of_the_user_stay(image: np.ndarray) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
