@@ -30,7 +30,7 @@ GREY_LEVELS = 3.0
 LOWEST_SCORES = 2.0
 # The dark end of the colours would not show on a dark micrograph.
 COLOURS_FROM = 0.3
-MISSED = "#56b4e9"
+MISSED = "#4dd2ff"
 N_BINS = 60
 MOST_SCORES = 99.5
 OTHERS, SHOWN = "#8f99a3", COLOURS[1]
@@ -200,7 +200,7 @@ def draw_picks(
     centres = np.stack([np.asarray(x_px, np.float64), np.asarray(y_px, np.float64)], axis=-1)
     circles = _draw_circles(panels[0], centres, diameter_px, array=score, cmap=cmap, norm=norm)
     missed = np.asarray(missed_px, np.float64).reshape(-1, 2)
-    _draw_circles(panels[0], missed, diameter_px, edgecolors=MISSED, linestyles="dotted")
+    _draw_circles(panels[0], missed, diameter_px, edgecolors=MISSED, linestyles="dashed")
     panels[0].set_title(_count_picks(len(score), len(missed)))
     if scores is not None:
         panels[1].imshow(
@@ -228,7 +228,7 @@ def _draw_circles(axes: Axes, centres: Array, diameter_px: float, **style: Any) 
         offsets=centres,
         offset_transform=axes.transData,
         facecolors="none",
-        linewidths=1.1,
+        linewidths=1.2,
         **style,
     )
     axes.add_collection(circles)
@@ -237,7 +237,7 @@ def _draw_circles(axes: Axes, centres: Array, diameter_px: float, **style: Any) 
 
 def _count_picks(n_picks: int, n_missed: int) -> str:
     text = f"{n_picks:,} pick" + ("" if n_picks == 1 else "s")
-    return text + (f", {n_missed:,} known particles missed (dotted)" if n_missed else "")
+    return text + (f", {n_missed:,} known particles missed (dashed)" if n_missed else "")
 
 
 def draw_scores(scores: Mapping[str, npt.ArrayLike], threshold: float) -> Figure:

@@ -61,6 +61,22 @@ def test_reconstruct_a_map(tmp_path, capsys):
     assert open_volume(tmp_path / "b.mrc").attrs["pixel_size_A"] == 4.0
 
 
+def test_pick_simulated_micrographs(tmp_path, capsys):
+    out = tmp_path / "a.mrcs"
+    picture = load("picking").main(str(out), n_micrographs=2, size_px=512, methods=("log",))
+    said = capsys.readouterr().out.splitlines()
+    name, n_picks, _, recall, *_ = said[2].split()
+    assert (name, float(recall) > 0.8) == ("log", True)
+    particles = open_stack(out.with_suffix(".star"))
+    assert f"saved {len(particles)} particles of (80, 80) pixels" in said[3]
+    assert 0 < len(particles) < int(n_picks)
+    with Image.open(picture) as pixels:
+        assert pixels.size == (4 * 82 - 2, 2 * 82 - 2)
+    # Light particles, centred.
+    mean = particles.values.mean(axis=0)
+    assert mean[30:50, 30:50].mean() > mean[:10].mean() + mean[:10].std()
+
+
 def test_views_are_found_by_what_cwf_makes_of_the_images(capsys):
     rows = load("views").main(n_images=200, n_directions=40, n_turns=12, bm3d=False)
     said = capsys.readouterr().out

@@ -81,7 +81,7 @@ def test_circles_are_round_the_picks_and_coloured_by_score(rng):
     np.testing.assert_allclose(found.get_widths(), 10)
     np.testing.assert_array_equal(missed.get_offsets(), [[30, 31], [40, 41], [1, 2]])
     np.testing.assert_allclose(missed.get_edgecolor(), [to_rgba(MISSED)])
-    assert picture.get_title() == "2 picks, 3 known particles missed (dotted)"
+    assert picture.get_title() == "2 picks, 3 known particles missed (dashed)"
     np.testing.assert_array_equal(map_axes.images[0].get_array(), scores)
     # One scale for both, with the threshold marked.
     assert map_axes.images[0].norm is found.norm
