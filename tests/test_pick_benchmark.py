@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,20 @@ def test_quality_falls_with_noise_and_is_told_for_a_peer(
     assert precision[0] > precision[-1]
     # One pick of twelve particles at most.
     assert all(float(cell) <= 2 / 13 + 1e-3 for cell in rows[1][1:])
+
+
+def test_quality_on_the_stand_in_for_a_card(
+    pick: ModuleType, cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pick, "SNRS", (0.1,))
+    cuda_on_host.strict = True
+    here, there = (
+        pick.quality_lines(
+            pick.parse_arguments(["--quick", "--pickers", "log", "--device", device]), "ice"
+        )
+        for device in ("cpu", "cuda")
+    )
+    assert here == there
 
 
 def test_micrographs_hold_what_they_say(pick: ModuleType) -> None:
