@@ -6,6 +6,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def pick_files(
     with workers.connect(record.score, device) as client:
         watch = Stopwatch()
         with follow_images(method, len(names), client.dashboard_link, MICROGRAPHS) as on_progress:
-            picks = compute_picks(pick(stack, method, **options), client, device, on_progress)
+            table = pick(stack, method, **options)
+            picks = compute_picks(table, client, device, on_progress, len(names))
         seconds = watch.seconds
     picks.attrs[NAMES] = tuple(names)
     path = save_picks(picks, output.path, **target)
@@ -145,7 +147,11 @@ def pick_files(
 
 
 def compute_picks(
-    table: Any, client: Any, device: str | None, on_progress: Callable[[int, int], None]
+    table: Any,
+    client: Any,
+    device: str | None,
+    on_progress: Callable[[int, int], None],
+    n_micrographs: int,
 ) -> pd.DataFrame:
     """Compute picks on the workers; a bar shows on stderr how many micrographs are done.
 
@@ -158,7 +164,9 @@ def compute_picks(
     device
         What the user asked for; None takes the setting.
     on_progress
-        Called with (partitions done, partitions in all).
+        Called with (micrographs done, micrographs in all).
+    n_micrographs
+        Micrographs in all; each partition has about as many.
 
     Returns
     -------
@@ -176,12 +184,19 @@ def compute_picks(
             if not Console(stderr=True).is_terminal:
                 found: pd.DataFrame = table.compute()
             else:
-                found = _compute_parts(table.to_delayed(), client, on_progress)
+                follow = partial(_count_parts, on_progress, n_micrographs)
+                found = _compute_parts(table.to_delayed(), client, follow)
     except KilledWorker as error:
         rule = "the worker processes that took it up died, again and again: most often for memory"
         remedy = "Give each worker more memory or take fewer workers (--workers)."
         raise EmdaskError(sentence("pick", rule, remedy=remedy)) from error
     return found.reset_index(drop=True)
+
+
+def _count_parts(
+    on_progress: Callable[[int, int], None], n_micrographs: int, n_done: int, n_parts: int
+) -> None:
+    on_progress(round(n_micrographs * n_done / n_parts), n_micrographs)
 
 
 def _compute_parts(

@@ -273,18 +273,18 @@ def test_the_bar_counts_micrographs_on_a_terminal(folder, monkeypatch):
 
     monkeypatch.setattr(Console, "is_terminal", True)
     options = {"diameter_px": DIAMETER_PX}
-    stack = open_stack([*fake_micrographs.NAMES], chunks=1)
+    stack = open_stack([*fake_micrographs.NAMES], chunks=2)
     seen = []
     words = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
     with Client(processes=False, **words) as client:
         table = pick(stack, "log", **options)
-        found = compute_picks(table, client, None, lambda *counts: seen.append(counts))
-        assert seen == [(1, 3), (2, 3), (3, 3)]
+        found = compute_picks(table, client, None, lambda *counts: seen.append(counts), 3)
+        assert seen == [(2, 3), (3, 3)]
         assert_same(found, expected_picks())
         assert found.index.tolist() == list(range(len(found)))
         bad = stack.where(stack.image_id != 1)
         with pytest.raises(EmdaskError, match="1"):
-            compute_picks(pick(bad, "log", **options), client, None, lambda *counts: None)
+            compute_picks(pick(bad, "log", **options), client, None, lambda *counts: None, 3)
 
 
 def test_micrographs_without_picks_are_named_in_one_line():
