@@ -50,6 +50,11 @@ WEIGHT_DECAY: Final = 1e-4
 LONGEST_GRADIENT: Final = 1.0
 # How much of the mean of the weights stays from one step to the next, once it has begun.
 MEMORY: Final = 0.995
+# Share of the crops that get lumps of ice, tries to place one, and how much lighter they are than
+# the ground, in deviations of the standard image.
+WITH_LUMPS: Final = 0.3
+N_LUMPS: Final = 5
+LUMP_HEIGHTS: Final = (3.0, 25.0)
 
 
 class Example(NamedTuple):
@@ -267,6 +272,8 @@ def _draw_crop(example: Example, rng: Rng) -> tuple[Array, Array]:
     centres = (example.centres - [corner[1], corner[0]] + 0.5) * (CROP_PX / side) - 0.5
     image = _change_spectrum(image, rng)
     target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS)
+    if rng.random() < WITH_LUMPS:
+        image = _add_lumps(image, centres, rng)
     image = _change_grey_levels(image, rng)
     turn, flip = int(rng.integers(4)), bool(rng.integers(2))
     return _turn(image, turn, flip), _turn(target, turn, flip)
@@ -323,6 +330,22 @@ def _draw_gain(cycles: Array, rng: Rng) -> Array:
     if rng.random() < 0.3:
         gain *= 1 - np.exp(-((cycles / rng.uniform(0.1, 0.6)) ** 2))
     return np.asarray(gain, np.float32)
+
+
+def _add_lumps(image: Array, centres: Array, rng: Rng) -> Array:
+    """Add lumps of ice where no particle is known: of its size, but lighter, with uneven rims."""
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    image = image.copy()
+    for x, y in rng.uniform(0, CROP_PX, (N_LUMPS, 2)):
+        radius_px = STANDARD_PX / 2 * rng.uniform(0.35, 1.4)
+        room_px = radius_px + STANDARD_PX / 2
+        if len(centres) and np.hypot(*(centres - [x, y]).T).min() < room_px:
+            continue
+        angle = np.arctan2(rows - y, columns - x)
+        rim_px = radius_px * (1 + 0.15 * np.cos(rng.integers(1, 5) * angle + rng.uniform(0, 7)))
+        inside = (rim_px - np.hypot(rows - y, columns - x)) / rng.uniform(1, 8) + 0.5
+        image += np.exp(rng.uniform(*np.log(LUMP_HEIGHTS))) * inside.clip(0, 1)
+    return np.asarray(image, np.float32)
 
 
 def _change_grey_levels(image: Array, rng: Rng) -> Array:

@@ -83,14 +83,14 @@ def test_same_seed_same_weights() -> None:
 def test_unlabelled_particles_are_not_background(trained: dict[str, np.ndarray]) -> None:
     image, centres = discs(98)
     labelled, unlabelled = centres[:4], centres[4:]
-    how = {"start": trained, "n_steps": 40, "batch": 4, "learning_rate": 2e-3}
+    how = {"start": trained, "n_steps": 40, "batch": 8, "learning_rate": 2e-3}
     partly = Example(image, labelled, fully_labelled=False, expected=12)
     open_minded = train_network([partly], **how)
     misled = train_network([partly._replace(fully_labelled=True)], **how)
     found, missed = (
         at_centres(score(arrays, image), unlabelled) for arrays in (open_minded, misled)
     )
-    assert found.min() > 2 * missed.max()
+    assert found.mean() > 3 * missed.mean()
 
 
 def test_the_loss_is_the_cross_entropy_where_all_is_labelled() -> None:
@@ -140,6 +140,20 @@ def test_shares_of_labels() -> None:
     assert Example(image, centres, False).share == pytest.approx(1 / 1.2)
     assert Example(image, centres, False, 40).share == 0.25
     assert Example(image, centres, False, 5).share == 1
+
+
+def test_lumps_are_added_where_no_particle_is(rng: np.random.Generator) -> None:
+    side = picker_training.CROP_PX
+    centres = np.array([[40.0, 60.0], [120.0, 100.0]])
+    rows, columns = np.ogrid[:side, :side]
+    distance = np.min([np.hypot(rows - y, columns - x) for x, y in centres], axis=0)
+    touched = np.zeros((side, side), bool)
+    for _ in range(20):
+        lumps = picker_training._add_lumps(np.zeros((side, side), np.float32), centres, rng)
+        assert lumps.min() >= 0
+        touched |= lumps > 0
+    assert touched.any()
+    assert not touched[distance < STANDARD_PX / 4].any()
 
 
 def test_nothing_to_learn_from_is_refused() -> None:
