@@ -156,6 +156,24 @@ def parse_slice(text: str) -> slice | None:
     return slice(*(int(word) if word.strip() else None for word in words))
 
 
+def options_text(source: Source) -> str:
+    """Write the options that files were opened with, for the command that comes next.
+
+    Examples
+    --------
+    >>> options_text(Source(paths=["a.mrc"], pixel_size_A=1.5)), options_text(Source(paths=["a"]))
+    (' --pixel-size-A 1.5', '')
+    """
+    given = {
+        "--images": source.images,
+        "--kind": source.kind,
+        "--pixel-size-A": source.pixel_size_A,
+        "--project-folder": source.project_folder,
+    }
+    words = [word for name, value in given.items() if value for word in (name, str(value))]
+    return f" {shlex.join(words)}" if words else ""
+
+
 def paths_text(paths: Sequence[str]) -> str:
     """Write paths for the shell: as a pattern, where they are all of one kind in a folder.
 

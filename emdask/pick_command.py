@@ -20,7 +20,14 @@ from emdask.console import Stopwatch, count_text, follow_images, rate_text, say,
 from emdask.errors import EmdaskError
 from emdask.io.coordinates import open_picks
 from emdask.io.coordinates_output import check_picks_target, save_picks
-from emdask.jobs import Source, Workers, check_diameters, check_picture_path, paths_text
+from emdask.jobs import (
+    Source,
+    Workers,
+    check_diameters,
+    check_picture_path,
+    options_text,
+    paths_text,
+)
 from emdask.method import resolve_method
 from emdask.pickers import FAMILY, find_diameter, pick
 from emdask.picks import NAMES, pair_names
@@ -310,4 +317,4 @@ def propose_extraction(source: Source, picks: Path, box_px: int) -> str:
     'emdask extract a.mrc picked particles.mrcs --box-px 150'
     """
     words = shlex.join([str(picks), "particles.mrcs", "--box-px", str(box_px)])
-    return f"emdask extract {paths_text(source.paths)} {words}"
+    return f"emdask extract {paths_text(source.paths)} {words}{options_text(source)}"

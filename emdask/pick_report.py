@@ -409,8 +409,12 @@ def _particles_section(picked: Picked, shown: Sequence[int]) -> list[Section]:
         caption = f"{len(third):,} particles, not aligned"
         pictures.append(Picture(png=png, name=f"Mean of the {name} third", caption=caption))
     text = f"Of the {len(images):,} picks in the micrographs above whose boxes lie within them. "
-    text += "Picks that are centred have a mean in the middle; where that of the worst third shows "
-    text += "no particle, the threshold should be higher."
+    text += (
+        "Ice and dirt show among the best, where they score high. Means tell how well picks are "
+    )
+    text += (
+        "centred, but not that they are particles: what is picked from noise has a light mean, too."
+    )
     return [Section(title="The particles", text=text, pictures=pictures, n_columns=3)]
 
 

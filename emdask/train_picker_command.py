@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from emdask.console import Stopwatch, count_text, follow_steps, say
 from emdask.io.coordinates import open_picks
 from emdask.io.weights import check_weights_target, save_weights
-from emdask.jobs import Source, check_diameters, paths_text
+from emdask.jobs import Source, check_diameters, options_text, paths_text
 from emdask.trainers import train_picker
 
 NOTHING = "none"
@@ -64,8 +65,8 @@ def train_picker_files(
     n_micrographs, n_labels = (int(weights.about[f"trained_n_{w}"]) for w in LEARNT_FROM)
     learnt = f"{count_text(n_labels, 'particle')} in {count_text(n_micrographs, 'micrograph')}"
     say(f"learnt from {learnt} ({watch.seconds:.3g} s) -> {path}")
-    diameter = propose_diameter(parameters)
-    say(f"Next: emdask pick {paths_text(source.paths)} picked {diameter} --model {path}")
+    words = f"{propose_diameter(parameters)} --model {shlex.quote(str(path))}"
+    say(f"Next: emdask pick {paths_text(source.paths)} picked {words}{options_text(source)}")
 
 
 def propose_diameter(parameters: Mapping[str, Any]) -> str:

@@ -63,7 +63,8 @@ def call(*words: object) -> tuple[int, str, str]:
 def test_options_reach_the_function(folder, trainer):
     words = ["--picks", "labels.csv", "--diameter-A", 60, "--contrast", "light", "--n-rounds", 2]
     words += ["--n-steps", 7, "--n-micrographs", 5, "--best", 0.4, "--seed", 3, "--device", "cpu"]
-    code, out, err = call(*NAMES, "a.safetensors", *words, "--start", "simulated")
+    words += ["--start", "simulated", "--pixel-size-A", 2.5]
+    code, out, err = call(*NAMES, "a.safetensors", *words)
     assert (code, err) == (0, "")
     given = trainer.given
     assert given.pop("stack").shape == (3, *SHAPE)
@@ -84,7 +85,8 @@ def test_options_reach_the_function(folder, trainer):
     first, second = out.splitlines()
     assert first.startswith("learnt from 8 particles in 2 micrographs (")
     assert first.endswith(" s) -> a.safetensors")
-    assert second == "Next: emdask pick *.mrc picked --diameter-A 60 --model a.safetensors"
+    following = "Next: emdask pick *.mrc picked --diameter-A 60 --model a.safetensors"
+    assert second == f"{following} --pixel-size-A 2.5"
     kept = open_weights("a.safetensors")
     np.testing.assert_array_equal(kept.arrays["a"], [0, 1, 2])
     assert kept.about["trained_n_labels"] == "8"
