@@ -287,6 +287,17 @@ def test_the_bar_counts_micrographs_on_a_terminal(folder, monkeypatch):
             compute_picks(pick(bad, "log", **options), client, None, lambda *counts: None, 3)
 
 
+def test_workers_that_die_are_a_sentence():
+    from distributed import KilledWorker
+
+    def compute() -> pd.DataFrame:
+        raise KilledWorker("pick-log-0", SimpleNamespace(address="tcp://a"), 3)
+
+    table = SimpleNamespace(compute=compute)
+    with pytest.raises(EmdaskError, match=r"most often for memory\. .*--workers"):
+        compute_picks(table, None, "cpu", lambda *counts: None, 1)
+
+
 def test_micrographs_without_picks_are_named_in_one_line():
     picks = pd.DataFrame({"micrograph": ["m0"]})
     picks.attrs[NAMES] = tuple(f"m{i}" for i in range(1000))
