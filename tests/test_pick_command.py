@@ -221,6 +221,10 @@ def truncate(path: Path) -> None:
         (["m1.mrc", "out", "--diameter-px", -20], "diameter_px must be a number"),
         (["m1.mrc", "out", "--diameter-px", 20, "--contrast", "grey"], "dark, light"),
         (["m1.mrc", "out", "--diameter-px", 20, "--method", "lag"], "Did you mean log?"),
+        (
+            ["m1.mrc", "out", "--diameter-px", 20, "--method", "cnn", "--model", "genral"],
+            "model must be general, simulated, or a file of weights; got 'genral'",
+        ),
         (["m1.mrc", "out.txt", "--diameter-px", 20], "end in .star, .csv or .box"),
         (["m1.mrc", "no/out", "--diameter-px", 20], "its folder does not exist"),
         (["m1.mrc", "m2.mrc", "a.box", "--diameter-px", 20], "holds the picks of one micrograph"),

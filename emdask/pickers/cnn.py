@@ -95,7 +95,10 @@ def load(params: CNN, diameter_A: float | None) -> Weights:
 def _open(model: str | Path) -> Weights:
     if model in SHIPPED_NAMES:
         return open_weights(SHIPPED / f"{model}.safetensors")
-    return open_weights(Path(model).expanduser())
+    path = Path(model).expanduser()
+    rule = f"model must be {', '.join(SHIPPED_NAMES)}, or a file of weights"
+    require(path.suffix != "" or path.exists(), NAME, rule, str(model))
+    return open_weights(path)
 
 
 def score(image: Any, params: CNN, model: Weights) -> ScoreMap:
