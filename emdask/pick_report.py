@@ -164,7 +164,7 @@ def match_table(matches: Mapping[float, PickMatches]) -> tuple[Header, Rows]:
     >>> match_table({})[0][:3]
     ('within', 'precision', 'recall')
     """
-    header = ("within", "precision", "recall", "F1", "AP", "best F1", "at")
+    header = ("within", "precision", "recall", "F1", "AP", "best F1", "at score")
     rows: Rows = []
     for radius, found in matches.items():
         best = found.best
