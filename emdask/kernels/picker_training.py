@@ -50,6 +50,8 @@ WEIGHT_DECAY: Final = 1e-4
 LONGEST_GRADIENT: Final = 1.0
 # How much of the mean of the weights stays from one step to the next, once it has begun.
 MEMORY: Final = 0.995
+# Share of the crops at the border of a micrograph.
+WITH_BORDERS: Final = 0.3
 # Share of the crops that get lumps of ice, tries to place one, and how much lighter they are than
 # the ground, in deviations of the standard image.
 WITH_LUMPS: Final = 0.3
@@ -272,6 +274,8 @@ def _draw_crop(example: Example, rng: Rng) -> tuple[Array, Array]:
     centres = (example.centres - [corner[1], corner[0]] + 0.5) * (CROP_PX / side) - 0.5
     image = _change_spectrum(image, rng)
     target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS)
+    if rng.random() < WITH_BORDERS:
+        _mirror_margins(image, rng)
     if rng.random() < WITH_LUMPS:
         image = _add_lumps(image, centres, rng)
     image = _change_grey_levels(image, rng)
@@ -303,7 +307,7 @@ def _turn(array: Array, turn: int, flip: bool) -> Array:
 def _change_spectrum(image: Array, rng: Rng) -> Array:
     """Resize a square to that of a crop; maybe blur, sharpen, or colour it on the way."""
     side = image.shape[0]
-    changes = rng.random() < 0.4
+    changes = rng.random() < 0.5
     if side == CROP_PX and not changes:
         return image
     terms = scipy.fft.dctn(image, norm="ortho")
@@ -330,6 +334,18 @@ def _draw_gain(cycles: Array, rng: Rng) -> Array:
     if rng.random() < 0.3:
         gain *= 1 - np.exp(-((cycles / rng.uniform(0.1, 0.6)) ** 2))
     return np.asarray(gain, np.float32)
+
+
+def _mirror_margins(image: Array, rng: Rng) -> None:
+    """Let the micrograph end, in place, where the scores of a crop do, at some of its sides.
+
+    Particles that its border cuts have their centres on either side of it; those beyond do not
+    count, and simulated micrographs have none.
+    """
+    for _ in range(4):
+        image[...] = np.rot90(image)
+        if rng.random() < 0.5:
+            image[:MARGIN_PX] = image[MARGIN_PX : 2 * MARGIN_PX][::-1].copy()
 
 
 def _add_lumps(image: Array, centres: Array, rng: Rng) -> Array:

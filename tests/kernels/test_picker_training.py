@@ -156,6 +156,21 @@ def test_lumps_are_added_where_no_particle_is(rng: np.random.Generator) -> None:
     assert not touched[distance < STANDARD_PX / 4].any()
 
 
+def test_borders_are_mirrored_and_scored_cells_stay(rng: np.random.Generator) -> None:
+    side, margin = picker_training.CROP_PX, picker_training.MARGIN_PX
+    image = rng.normal(size=(side, side)).astype(np.float32)
+    inner = slice(margin, side - margin)
+    seen = set()
+    for _ in range(20):
+        ended = image.copy()
+        picker_training._mirror_margins(ended, rng)
+        np.testing.assert_array_equal(ended[inner, inner], image[inner, inner])
+        sides = [np.rot90(ended, k)[: 2 * margin, inner] for k in range(4)]
+        mirrored = [bool((rows[:margin] == rows[margin:][::-1]).all()) for rows in sides]
+        seen.add(sum(mirrored))
+    assert {1, 2, 3} <= seen
+
+
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(ParameterError, match="must have a particle"):
         train_network([Example(np.zeros((50, 50), np.float32), np.zeros((0, 2)))])
