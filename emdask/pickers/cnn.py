@@ -15,7 +15,7 @@ from emdask.kernels.standard_micrographs import STANDARD_PX
 from emdask.method import Picker, parameter
 
 NAME = "cnn"
-THRESHOLD = 0.3
+THRESHOLD = 0.15
 # Networks that ship, by name.
 SHIPPED = Path(__file__).with_name("weights")
 SHIPPED_NAMES = ("general", "simulated")
