@@ -12,7 +12,7 @@ import numpy as np
 
 from emdask.backend import array_namespace, fourier_namespace
 
-__all__ = ["CONTRASTS", "STANDARD_PX", "Scale", "resize", "standardise"]
+__all__ = ["CONTRASTS", "STANDARD_PX", "Scale", "mend_edges", "resize", "standardise"]
 
 # Diameter of a particle in the micrographs that the network scores.
 STANDARD_PX: Final = 32.0
@@ -28,6 +28,9 @@ LIMIT: Final = 5.0
 OUTSTANDING: Final = 4.0
 LEAST_WEIGHT: Final = 0.05
 N_PASSES: Final = 3
+# Outermost lines that may be bad, and the ratio of deviations from which on they are.
+EDGE_LINES: Final = 8
+BAD_LINE: Final = 1.35
 # Grey levels that robust measures are taken from, and pixels that are resized at once.
 SAMPLE_PIXELS: Final = 1 << 18
 BAND_PIXELS: Final = 1 << 21
@@ -94,12 +97,60 @@ def standardise(
     factor = standard_px / diameter_px
     shape = (max(1, round(height * factor)), max(1, round(width * factor)))
     scale = Scale(shape[1] / width, shape[0] / height)
+    image = mend_edges(image)
     middle, spread = _measure(image)
     if spread == 0:
         return array_namespace(image).zeros(shape, np.float32), scale
     sign = -1 if contrast == "dark" else 1
     small = resize(image, shape, (middle - RAW_LIMIT * spread, middle + RAW_LIMIT * spread))
     return _flatten(sign * (small - np.float32(middle)), BACKGROUND_WIDTH * standard_px), scale
+
+
+def mend_edges(image: Any) -> Any:
+    """Replace what is not of the specimen in the outermost lines, by the mirrored lines inside.
+
+    Cameras, sums of frames and filters leave a few lines that are noisier than others, or empty.
+
+    Parameters
+    ----------
+    image : array, shape (h, w)
+        NumPy or CuPy, of any type.
+
+    Returns
+    -------
+    array, shape (h, w)
+        The image itself where its outermost lines are like those inside.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(64, 64))
+    >>> mend_edges(image) is image
+    True
+    """
+    mended = image
+    for turn in range(4):
+        n_bad = _count_bad_lines(_turn(image, turn))
+        if n_bad:
+            mended = mended.copy() if mended is image else mended
+            view = _turn(mended, turn)
+            view[:n_bad] = view[n_bad : 2 * n_bad][::-1]
+    return mended
+
+
+def _turn(image: Any, turn: int) -> Any:
+    """Return a view whose first lines are those along one of the four edges."""
+    return (image, image[::-1], image.T, image.T[::-1])[turn]
+
+
+def _count_bad_lines(image: Any) -> int:
+    """Return how many of the first lines of an image deviate from their mean unlike the next."""
+    if min(image.shape) < 8 * EDGE_LINES:
+        return 0
+    lines = image[: 4 * EDGE_LINES].astype(np.float32)
+    spreads = [float(spread) for spread in lines.std(axis=1)]
+    usual = float(np.median(spreads[EDGE_LINES:]))
+    bad = [not usual / BAD_LINE <= spread <= usual * BAD_LINE for spread in spreads[:EDGE_LINES]]
+    return EDGE_LINES - bad[::-1].index(True) if any(bad) else 0
 
 
 def resize(image: Any, shape: tuple[int, int], limits: tuple[float, float] | None = None) -> Any:

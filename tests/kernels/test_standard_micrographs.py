@@ -103,3 +103,21 @@ def test_tiny_and_constant_images_do_no_harm(device: str, shape: tuple[int, int]
     assert scale == Scale(standard.shape[1] / shape[1], standard.shape[0] / shape[0])
     ramp = to_device(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), device)
     assert np.isfinite(to_host(standardise(ramp, 500)[0])).all()
+
+
+@pytest.mark.parametrize("noise", [3.0, 0.0])
+def test_bad_lines_at_the_edges_are_mended(
+    device: str, rng: np.random.Generator, noise: float
+) -> None:
+    good = rng.normal(100, 5, size=(300, 280)).astype(np.float32)
+    bad = good.copy()
+    bad[:2] = 100 + noise * (good[:2] - 100)
+    bad[:, -3:] = 100 + noise * (good[:, -3:] - 100)
+    given = to_device(bad, device)
+    mended = to_host(standard_micrographs.mend_edges(given))
+    np.testing.assert_array_equal(mended[2:, :-3], good[2:, :-3])
+    np.testing.assert_array_equal(mended[:2, :-3], good[2:4, :-3][::-1])
+    np.testing.assert_array_equal(mended[2:, -3:], good[2:, -6:-3][:, ::-1])
+    np.testing.assert_array_equal(to_host(given), bad)
+    fine = to_device(good, device)
+    assert standard_micrographs.mend_edges(fine) is fine
