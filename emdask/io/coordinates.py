@@ -20,7 +20,7 @@ as of programs that turn images over when they open them, are read with ``flip_y
 
 from __future__ import annotations
 
-import io
+import csv
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +52,8 @@ TEXT_COLUMNS = {
     "y_px": ("y_px", "y_coord", "y", "rlncoordinatey"),
     SCORE: ("score", "rlnautopickfigureofmerit"),
 }
+COLUMNS_RULE = "must have one column x and one y, as x_px and y_px, or x_coord and y_coord"
+SEPARATE = "Separate columns by commas or tabs, below a header as micrograph,x_px,y_px,score."
 FOLDER_SUFFIXES = ((".star",), (".box",), (".csv",), (".txt", ".tsv"))
 
 
@@ -83,7 +85,8 @@ def open_picks(
         - ``.csv``, ``.txt``, ``.tsv``: with a header, columns ``micrograph``, ``x_px``, ``y_px``,
           ``score``, or those of Topaz (``image_name``, ``x_coord``, ``y_coord``, ``score``), or
           ``x``, ``y`` of one micrograph; without one x, y (and score), with or without a name
-          before them;
+          before them, but with a name and a score only between commas or tabs, since names may have
+          spaces;
         - a folder of such files: a list of coordinate files in it, or else all files of one format
           in it and below, each for one micrograph.
     micrograph
@@ -325,43 +328,70 @@ def _read_text(path: str, micrograph: str | None) -> Rows:
     if not lines:
         return _no_rows(_own_name(path, micrograph))
     separator = next((mark for mark in "\t," if mark in lines[0]), None)
-    has_header = not any(_is_number(word) for word in lines[0].split(separator))
     try:
-        frame = pd.read_csv(
-            io.StringIO("\n".join(lines)),
-            sep=separator or r"\s+",
-            header=0 if has_header else None,
-            dtype=str,
-            na_filter=False,
-            index_col=False,
-        )
-    except pd.errors.ParserError as error:
+        header, rows = _split_lines(lines, separator)
+    except csv.Error as error:
         raise FormatError(sentence(path, f"must be a table of text ({error})")) from error
-    frame.columns = _name_columns(path, [*frame.columns] if has_header else None, frame)
+    names = _name_columns(path, header, rows, separator)
+    for number, words in enumerate(rows, start=1):
+        if len(words) != len(names):
+            first = "header" if header else "first row"
+            rule = f"row {number} must have {len(names)} values, as the {first} has"
+            raise FormatError(sentence(path, rule, " ".join(words), SEPARATE))
+    table = dict(zip(names, zip(*rows, strict=True) if rows else [()] * len(names), strict=True))
     columns: dict[str, Any] = {
-        name: _as_numbers(path, name, frame[name].to_numpy(object))
+        name: _as_numbers(path, name, np.array(table[name], object))
         for name in ("x_px", "y_px", SCORE)
-        if name in frame
+        if name in table
     }
-    if "micrograph" in frame:
-        return _of_many(columns, frame["micrograph"].to_numpy(object))
+    if "micrograph" in table:
+        return _of_many(columns, np.array(table["micrograph"], object))
     return _of_one(columns, _own_name(path, micrograph))
 
 
-def _name_columns(path: str, header: list[str] | None, frame: pd.DataFrame) -> list[str]:
+def _split_lines(
+    lines: list[str], separator: str | None
+) -> tuple[list[str] | None, list[list[str]]]:
+    """Header, None where the first line has a number, and rows of words, quotes taken off."""
+    texts = lines if separator else [line.expandtabs(1).strip() for line in lines]
+    split = csv.reader(texts, delimiter=separator or " ", skipinitialspace=True)
+    rows = [[word.strip() for word in words] for words in split]
+    return (None, rows) if any(map(_is_number, rows[0])) else (rows[0], rows[1:])
+
+
+def _name_columns(
+    path: str, header: list[str] | None, rows: list[list[str]], separator: str | None
+) -> list[str]:
     """Our names of the columns of a text table; what has none keeps its own."""
     if header is None:
-        named = len(frame.columns) > 2 and not _is_number(str(frame.iloc[0, 0]))
-        names = [*(["micrograph"] if named else []), "x_px", "y_px", SCORE]
-        more = [f"column {i}" for i in range(len(names), len(frame.columns))]
-        names = [*names, *more][: len(frame.columns)]
-    else:
-        ours = {word: name for name, words in TEXT_COLUMNS.items() for word in words}
-        names = [ours.get(str(word).strip().lower(), str(word)) for word in header]
+        return _guess_columns(path, rows[0], separator)
+    ours = {word: name for name, words in TEXT_COLUMNS.items() for word in words}
+    names = [ours.get(word.lower(), word) for word in header]
     if not {"x_px", "y_px"} <= set(names) or len(set(names)) < len(names):
-        rule = "must have one column x and one y, as x_px and y_px, or x_coord and y_coord"
-        raise FormatError(sentence(path, rule, header or f"{len(names)} columns"))
+        raise FormatError(sentence(path, COLUMNS_RULE, header))
     return names
+
+
+def _guess_columns(path: str, words: list[str], separator: str | None) -> list[str]:
+    """Names of the columns by the first row: two or three numbers, perhaps after a name.
+
+    Raises
+    ------
+    FormatError
+        If it is another row, or one that might be read in two ways: where spaces separate, a name,
+        x, y and score look like a name of two words, x and y.
+    """
+    if len(words) < 2:
+        raise FormatError(sentence(path, COLUMNS_RULE, "1 column"))
+    numeric = [_is_number(word) for word in words]
+    named = not numeric[0]
+    most = 4 if separator else 3
+    if len(words) - named not in (2, 3) or len(words) > most or not all(numeric[1:]):
+        rule = "without a header a row must be x, y and perhaps a score, "
+        bare = "or a micrograph's name without spaces and x, y"
+        rule += "with or without a micrograph's name before them" if separator else bare
+        raise FormatError(sentence(path, rule, " ".join(words), SEPARATE))
+    return [*(["micrograph"] if named else []), "x_px", "y_px", SCORE][: len(words)]
 
 
 def _lines(path: str) -> list[str]:
