@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,8 +182,8 @@ def match_picks(
         Least score of the picks that precision, recall and F1 count; None counts all. The curve,
         average precision and the best F1 are of all picks.
     border_px
-        Picks and particles nearer than this to the frame, to the outermost pixel centres, are left
-        out before they are matched; needs ``shapes``.
+        Picks and particles nearer than this to an edge of the micrograph, as of `emdask.pick`, are
+        left out before they are matched; needs ``shapes``.
     shapes
         Height and width of the micrographs, px: (h, w) for all, or one for each name.
     micrographs
@@ -327,18 +328,24 @@ def _take_nearest(picked: Floats, known: Floats, radius_px: float) -> tuple[Inte
     """Let each of the points (n, 2), in their order, take the nearest that is free; -1 for none."""
     from scipy.spatial import KDTree
 
-    taken, distance_px = np.full(len(picked), -1, np.int64), np.full(len(picked), np.nan)
-    free = np.ones(len(known), bool)
     # A little more than the radius, lest the tree's rounding decide what is on it.
-    near = KDTree(known).query_ball_point(picked, radius_px * (1 + 1e-9) + 1e-9, return_sorted=True)
-    for i, candidates in enumerate(near):
-        candidates = [k for k in candidates if free[k]]
-        distances = np.hypot(*(known[candidates] - picked[i]).T)
-        if len(candidates) and distances.min() <= radius_px:
-            nearest = int(distances.argmin())
-            taken[i], distance_px[i] = candidates[nearest], distances[nearest]
-            free[taken[i]] = False
-    return taken, distance_px
+    near = KDTree(known).query_ball_point(picked, radius_px * (1 + 1e-9) + 1e-9)
+    picks = np.repeat(np.arange(len(picked)), [len(candidates) for candidates in near])
+    truths = np.fromiter(chain.from_iterable(near), np.int64, len(picks))
+    distances = np.hypot(*(known[truths] - picked[picks]).T)
+    order = np.lexsort((truths, distances, picks))
+    order = order[distances[order] <= radius_px]
+    taken: dict[int, int] = {}
+    pairs: dict[int, int] = {}
+    for pair, i, k in zip(
+        order.tolist(), picks[order].tolist(), truths[order].tolist(), strict=True
+    ):
+        if i not in pairs and k not in taken:
+            pairs[i], taken[k] = pair, i
+    truth_of, distance_px = np.full(len(picked), -1, np.int64), np.full(len(picked), np.nan)
+    own = list(pairs.values())
+    truth_of[picks[own]], distance_px[picks[own]] = truths[own], distances[own]
+    return truth_of, distance_px
 
 
 def _find_names(
@@ -359,7 +366,7 @@ def _find_names(
 
 
 def _inside(table: pd.DataFrame, border_px: float, shapes: Shapes | None) -> pd.DataFrame:
-    """Rows that are at least ``border_px`` from the outermost pixel centres."""
+    """Rows that are at least ``border_px`` from the edges of the micrograph."""
     if border_px == 0:
         return table
     rule = "border_px needs shapes, the height and width of the micrographs"
@@ -374,8 +381,10 @@ def _inside(table: pd.DataFrame, border_px: float, shapes: Shapes | None) -> pd.
         size_of = dict.fromkeys(names, shapes or (0, 0))
     far = np.ones(len(table), bool)
     for axis, label in enumerate(("y_px", "x_px")):
-        last = table["micrograph"].map({name: size_of[name][axis] - 1 for name in names})
-        place = table[label].to_numpy()
-        far &= (place >= border_px) & (place <= last.to_numpy(np.float64) - border_px)
+        lengths = table["micrograph"].map({name: size_of[name][axis] for name in names})
+        # The micrograph ends half a pixel beyond the centres of its outermost pixels.
+        from_first = table[label].to_numpy() + 0.5
+        to_last = lengths.to_numpy(np.float64) - from_first
+        far &= np.minimum(from_first, to_last) >= border_px
     inside: pd.DataFrame = table[far]
     return inside

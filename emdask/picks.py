@@ -85,7 +85,7 @@ def check_picks(what: str, picks: Any, name: str = "picks") -> pd.DataFrame:
     Raises
     ------
     ParameterError
-        If it is no such table, or a place or a score is not finite.
+        If it is no such table, or a place or a score is no number, or not finite.
 
     Examples
     --------
@@ -98,6 +98,7 @@ def check_picks(what: str, picks: Any, name: str = "picks") -> pd.DataFrame:
     require(isinstance(table, pd.DataFrame), what, rule, type(table).__name__)
     missing = [column for column in ("micrograph", *PLACE) if column not in table]
     require(not missing, what, rule, list(table.columns), f"It lacks {', '.join(missing)}.")
+    _require_numbers(what, table, name)
     checked = build_picks(table, table.attrs.get(NAMES))
     numbers = checked.columns[1:]
     bad = ~np.isfinite(checked[numbers].to_numpy()).all(axis=1)
@@ -105,6 +106,20 @@ def check_picks(what: str, picks: Any, name: str = "picks") -> pd.DataFrame:
         rule = f"{name} must have finite {', '.join(numbers)}; row {int(np.argmax(bad))} has not"
         raise ParameterError(sentence(what, rule, remedy="Leave such rows out."))
     return checked
+
+
+def _require_numbers(what: str, table: pd.DataFrame, name: str) -> None:
+    """Refuse a column of places or scores that no numbers can be made of, naming its first word."""
+    for column in (column for column in (*PLACE, SCORE) if column in table):
+        try:
+            table[column].astype(np.float64)
+        except (TypeError, ValueError) as error:
+            numbers = pd.to_numeric(table[column], errors="coerce")
+            row = int(np.argmax(numbers.isna().to_numpy()))
+            rule = (
+                f"{name} must have numbers in {column}; row {row} has {table[column].iloc[row]!r}"
+            )
+            raise ParameterError(sentence(what, rule, remedy="Leave such rows out.")) from error
 
 
 def bare_name(micrograph: str) -> str:

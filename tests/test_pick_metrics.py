@@ -181,10 +181,11 @@ def test_some_micrographs() -> None:
 
 
 def test_border_is_left_out_of_both() -> None:
-    matches = match_picks(PICKS, TRUTH, radius_px=5, border_px=10, shapes=(61, 62))
-    assert matches.truth.index.tolist() == [0, 1, 2]  # (10, 10) is 10 px from the first pixel
+    # The frame ends half a pixel beyond the outermost pixels' centres, as for pick().
+    matches = match_picks(PICKS, TRUTH, radius_px=5, border_px=10.5, shapes=(61, 62))
+    assert matches.truth.index.tolist() == [0, 1, 2]  # (10, 10) is 10.5 px from the frame
     assert matches.picks.index.tolist() == [0, 1, 2, 4]  # (56, 50) is 4 px from the last
-    edge = match_picks(PICKS, TRUTH, radius_px=5, border_px=10.5, shapes=(61, 62))
+    edge = match_picks(PICKS, TRUTH, radius_px=5, border_px=10.6, shapes=(61, 62))
     assert edge.truth.index.tolist() == [2]
     by_name = {"a": (61, 62), "b": (61, 62), "c": (8, 8), "d": (12, 12)}
     same = match_picks(PICKS, TRUTH, radius_px=5, border_px=10, shapes=by_name)
