@@ -28,6 +28,7 @@ RADIUS = 0.65
 # Of a particle, in boxes of its templates: beyond, sizes are surely wrong.
 LARGEST = 1.5
 LEAST_PX = 4.0
+MOST_TEMPLATES = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,8 @@ class Template:
     n_views
         Directions from which a volume is seen, over the whole sphere.
     angle_step_deg
-        Step by which templates are turned in their plane, at most 360 degrees.
+        Step by which templates are turned in their plane, at most 360 degrees. Views, or images,
+        times turns may be 20,000 templates at most.
     template_pixel_size_A
         Edge of a pixel or voxel of the template, Å; None: what it says itself.
     template_diameter_px
@@ -89,6 +91,18 @@ class Template:
         for name in ("template_pixel_size_A", "template_diameter_px"):
             if getattr(self, name) is not None:
                 check_number(NAME, name, getattr(self, name), 1e-3)
+        _check_count(self.n_views, "n_views", self.n_angles)
+
+    @property
+    def n_angles(self) -> int:
+        """Turns of each template in its plane."""
+        return max(1, round(360 / self.angle_step_deg))
+
+
+def _check_count(n_images: int, called: str, n_angles: int) -> None:
+    rule = f"{called} times {n_angles} turns must be at most {MOST_TEMPLATES:,} templates"
+    remedy = "Take fewer of them, or a larger angle_step_deg."
+    require(n_images * n_angles <= MOST_TEMPLATES, NAME, rule, n_images * n_angles, remedy)
 
 
 def load(params: Template, diameter_A: float | None) -> Templates:
@@ -112,13 +126,14 @@ def load(params: Template, diameter_A: float | None) -> Templates:
     """
     source = open_template(params)
     factor = STANDARD_PX / find_template_diameter(source, params, diameter_A)
-    n_angles = max(1, round(360 / params.angle_step_deg))
+    if source.dims != VOLUME_DIMS:
+        _check_count(len(source), "images", params.n_angles)
     values = source.values.astype(np.float32)
     require(bool(np.isfinite(values).all()), NAME, "pixels of templates must be finite")
     if source.dims == VOLUME_DIMS:
-        images = project_views(values, factor, params.n_views, n_angles)
+        images = project_views(values, factor, params.n_views, params.n_angles)
     else:
-        images = turn_images(resample(values, factor, (1, 2)), n_angles)
+        images = turn_images(resample(values, factor, (1, 2)), params.n_angles)
     return prepare_templates(images, RADIUS * STANDARD_PX)
 
 
@@ -221,4 +236,5 @@ METHOD = Picker(
     standard_px=STANDARD_PX,
     threshold=0.29,
     load=load,
+    loaded=("template",),
 )

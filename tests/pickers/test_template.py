@@ -140,6 +140,15 @@ def test_parameters_are_checked(options: dict[str, Any]) -> None:
         Template(template="map.mrc", **options)
 
 
+def test_templates_are_bounded() -> None:
+    message = "n_views times 360 turns must be at most 20,000 templates; got 720000"
+    with pytest.raises(ParameterError, match=message):
+        Template(template="map.mrc", n_views=2000, angle_step_deg=1)
+    images = np.ones((60, 8, 9))
+    with pytest.raises(ParameterError, match=r"images times 360 turns .*; got 21600"):
+        load(Template(template=images, angle_step_deg=1, template_diameter_px=8.0), None)
+
+
 def test_flat_micrographs_give_no_picks(volume: xr.DataArray) -> None:
     flat = as_stack(np.full((99, 99), 7.0)).assign_attrs(pixel_size_A=3.0)
     picks = pick(flat, "template", diameter_A=DIAMETER_A, template=volume, n_views=3)
