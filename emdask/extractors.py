@@ -28,8 +28,9 @@ from emdask.stack import (
     FLIPPED_FLAG,
     PREMULTIPLIED_FLAG,
     add_provenance,
-    as_stack,
+    as_micrographs,
     build_stack,
+    image_ids,
     micrograph_names,
 )
 
@@ -121,9 +122,14 @@ def extract(
 ) -> xr.DataArray:
     """Cut particles out of micrographs, lazily.
 
-    Each micrograph with picks is read once, when its particles are computed, and others are not;
-    the particles of a chunk of micrographs are a chunk. They come in the order of the micrographs,
-    and of one micrograph in that of the table.
+    Each micrograph with picks is read once, when its particles are computed, and others are not.
+    The particles of micrographs that lie side by side in a chunk are a chunk, which a micrograph
+    without picks ends. They come in the order of the micrographs, and of one micrograph in that of
+    the table.
+
+    How many particles there are must be known at once. So a table of Dask, such as `emdask.pick`
+    returns, is computed by this call, and micrographs are read and picked for it; keep what
+    ``picks.compute()`` gives where it is needed more than once.
 
     Parameters
     ----------
@@ -197,7 +203,7 @@ def extract(
         background_radius_px=background_radius_px,
     )
     check_choice(NAME, "bad_pixels", bad_pixels, BAD_PIXELS)
-    source = as_stack(micrographs)
+    source = as_micrographs(micrographs, NAME)
     frame = source.sizes["y"], source.sizes["x"]
     rule = f"box_px must be at most {min(frame)}, the shorter side of the micrographs"
     require(box_px <= min(frame), NAME, rule, box_px)
@@ -231,12 +237,19 @@ def _choose(picks: pd.DataFrame, source: xr.DataArray, params: Extract) -> tuple
         remedy = "Pick with a lower threshold, or leave this out."
         raise StackError(sentence(NAME, "there must be at least one pick", 0, remedy))
     names = micrograph_names(source).tolist()
-    pairs = pair_names(picks["micrograph"].unique(), names)
-    missing = [name for name in picks["micrograph"].unique() if name not in pairs]
+    called = picks["micrograph"].unique()
+    pairs = pair_names(called, names)
+    # A section that is here alone has no number in its name, but may be the one that is meant.
+    numbered = dict(zip(_numbered(source, names), names, strict=True))
+    others = pair_names([name for name in called if name not in pairs], numbered)
+    pairs |= {name: numbered[found] for name, found in others.items()}
+    missing = [name for name in called if name not in pairs]
     if missing:
         rule = f"names in picks must be those of micrographs here, as {names[0]}"
-        rule += f"; {len(missing)} of {len(pairs) + len(missing)} mean none, or several"
+        rule += f"; {len(missing)} of {len(called)} mean none, or several"
         remedy = "Open all micrographs, or leave these picks out."
+        if any("@" in name for name in [*names, *missing]):
+            remedy += " Sections of a file have their numbers before its name."
         raise StackError(sentence(NAME, rule, missing[0], remedy))
     position = {name: i for i, name in enumerate(names)}
     image_of = picks["micrograph"].map({name: position[known] for name, known in pairs.items()})
@@ -248,6 +261,15 @@ def _choose(picks: pd.DataFrame, source: xr.DataArray, params: Extract) -> tuple
         remedy = "See that the picks are in pixels of these micrographs."
         raise StackError(sentence(NAME, f"{rule} of {size} px", 0, remedy))
     return kept, len(picks)
+
+
+def _numbered(source: xr.DataArray, names: list[str]) -> list[str]:
+    """Names as they would be beside other sections of their files."""
+    numbers = image_ids(source)
+    return [
+        name if "@" in name else f"{number + 1:06d}@{name}"
+        for number, name in zip(numbers.tolist(), names, strict=True)
+    ]
 
 
 def _is_kept(picks: pd.DataFrame, source: xr.DataArray, params: Extract) -> npt.NDArray[np.bool_]:

@@ -303,7 +303,8 @@ def map_parts(
     Returns
     -------
     dask.array.Array, shape (m, *shape), float32
-        The parts of a chunk of images are a chunk.
+        The parts of images that lie side by side in a chunk are a chunk: an image without parts
+        between them is where the next begins.
 
     Examples
     --------

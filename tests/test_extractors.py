@@ -300,6 +300,15 @@ def test_sections_of_one_file(rng: np.random.Generator) -> None:
     particles = extract(stack, picks, 8, **bare)
     assert_array_equal(particles.values[0], stack.values[2, 36:44, 36:44].astype("f4"))
     assert particles.micrograph.values.tolist() == ["000003@all.mrcs"]
+    # Alone it has no number, but knows which it is.
+    alone = stack.assign_coords(image_id=("image", range(3)))[2:3]
+    assert_array_equal(extract(alone, picks, 8, **bare).values, particles.values)
+    assert_array_equal(
+        extract(alone, picks.assign(micrograph="all.mrcs"), 8, **bare).values, particles.values
+    )
+    for name, images in (("000002@all.mrcs", alone), ("all.mrcs", stack)):
+        with pytest.raises(StackError, match="Sections of a file have their numbers before"):
+            extract(images, picks.assign(micrograph=name), 8)
 
 
 def test_one_micrograph_out_of_its_stack(picks: pd.DataFrame) -> None:
@@ -385,5 +394,8 @@ def test_picks_that_do_not_fit(picks: pd.DataFrame) -> None:
         extract(twins, picks.assign(micrograph="m"), 24)
     with pytest.raises(StackError, match="at least one box of 24 px must lie within its micro"):
         extract(open_noise(), picks.assign(x_px=5000), 24)
+    words = picks.assign(y_px=["1", "2 px", *picks.y_px[2:].astype(str)])
+    with pytest.raises(ParameterError, match="must have numbers in y_px; row 1 has '2 px'"):
+        extract(open_noise(), words, 24)
     with pytest.raises(ParameterError, match="row 0 has not"):
         extract(open_noise(), picks.assign(x_px=np.nan), 24)
