@@ -144,6 +144,9 @@ class Picker:
         ``(params, diameter_A) -> model``: reads and prepares what all micrographs need, on the
         client, once; ``diameter_A`` is None where no pixel size is known. None where nothing is
         needed; ``score`` then gets None for the model.
+    loaded
+        Parameters that ``load`` alone reads, and that may be None afterwards: they stay on the
+        client.
     """
 
     params: type
@@ -151,6 +154,7 @@ class Picker:
     standard_px: float
     threshold: float
     load: Callable[[Any, float | None], Any] | None = None
+    loaded: tuple[str, ...] = ()
 
 
 RECORDS = (Method, Reconstructor, Picker)

@@ -135,6 +135,34 @@ def as_stack(images: Any) -> xr.DataArray:
     return _whole_images(stack)
 
 
+def as_micrographs(images: Any, what: str) -> xr.DataArray:
+    """Take whatever a verb accepts as micrographs and return a Dask-backed stack.
+
+    Parameters
+    ----------
+    images
+        As of `as_stack`.
+    what
+        The verb, for the message.
+
+    Raises
+    ------
+    StackError
+        As of `as_stack`, and if they are known to be particles.
+
+    Examples
+    --------
+    >>> as_micrographs(np.zeros((8, 6), np.float32), "pick").shape
+    (1, 8, 6)
+    """
+    stack = as_stack(images)
+    kind = stack.attrs.get("kind", "micrographs")
+    if kind != "micrographs":
+        remedy = 'If they are micrographs, say so: open_stack(..., kind="micrographs").'
+        raise StackError(sentence(what, "images must be micrographs", kind, remedy))
+    return stack
+
+
 def _label_array(images: Any) -> xr.DataArray:
     if isinstance(images, xr.Dataset):
         remedy = "Pass one of its variables, such as dataset.images."
@@ -221,6 +249,11 @@ def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:
     Images of one name, as the sections of a file are, get their ``image_id`` before it, from 1 as
     RELION counts.
 
+    Raises
+    ------
+    StackError
+        If two would have one name.
+
     Examples
     --------
     >>> micrograph_names(as_stack(np.zeros((2, 8, 8)))).tolist()
@@ -231,11 +264,22 @@ def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:
     """
     ids = image_ids(stack).tolist()
     if "micrograph" not in stack.coords:
-        return np.array([f"image_{number:06d}" for number in ids])
+        return _all_different([f"image_{number:06d}" for number in ids])
     names = np.broadcast_to(stack.coords["micrograph"].values.astype(str), stack.shape[:1]).tolist()
     times = Counter(names)
     numbered = zip(ids, names, strict=True)
-    return np.array([f"{i + 1:06d}@{name}" if times[name] > 1 else name for i, name in numbered])
+    return _all_different(
+        [f"{i + 1:06d}@{name}" if times[name] > 1 else name for i, name in numbered]
+    )
+
+
+def _all_different(names: list[str]) -> npt.NDArray[Any]:
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        rule = f"micrographs must differ in micrograph or image_id, but {times} are {name}"
+        remedy = 'Number them: stack.assign_coords(image_id=("image", range(len(stack)))).'
+        raise StackError(sentence("stack", rule, remedy=remedy))
+    return np.array(names)
 
 
 def optics_of(stack: xr.DataArray) -> Optics | None:

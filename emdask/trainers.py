@@ -20,7 +20,8 @@ from emdask.kernels.standard_micrographs import CONTRASTS, standardise
 from emdask.method import Picker, find_method
 from emdask.pickers import FAMILY, find_diameter, pick
 from emdask.picks import check_picks, pair_names
-from emdask.stack import as_stack, micrograph_names
+from emdask.placement import on_cards
+from emdask.stack import as_micrographs, micrograph_names
 
 WHAT = "train_picker"
 Array = npt.NDArray[Any]
@@ -129,7 +130,7 @@ def train_picker(
     >>> weights = train_picker(made.images, truth, diameter_A=50, n_steps=2)
     >>> picks = pick(made.images, "cnn", diameter_A=50, model=weights)
     """
-    source = as_stack(micrographs)
+    source = as_micrographs(micrographs, WHAT)
     record: Picker = find_method(FAMILY, "cnn")
     check_integer(WHAT, "n_rounds", n_rounds, 1)
     check_integer(WHAT, "n_steps", n_steps, 1)
@@ -144,7 +145,7 @@ def train_picker(
         remedy='Pass picks, or start="general".',
     )
     training = PickerTraining(
-        diameter_px=find_diameter(source, diameter_A, diameter_px),
+        diameter_px=find_diameter(source, diameter_A, diameter_px, WHAT),
         contrast=contrast,
         n_rounds=n_rounds,
         n_steps=n_steps,
@@ -265,7 +266,10 @@ def _find(
         model=weights,
         diameter_px=training.diameter_px,
         contrast=training.contrast,
-    ).compute()
+        device=training.device,
+    )
+    with on_cards(training.device):
+        table = table.compute()
     names = stack.micrograph.values.tolist()
     return {name: table[table["micrograph"] == name] for name in names}
 

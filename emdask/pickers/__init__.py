@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +17,15 @@ from emdask.kernels.picking import ScoreMap, clean_scores, filter_peaks
 from emdask.kernels.standard_micrographs import CONTRASTS, Scale, standardise
 from emdask.lazy import BAD_PIXELS, map_tables
 from emdask.method import Picker, resolve_method
-from emdask.stack import as_stack, micrograph_names
+from emdask.stack import as_micrographs, micrograph_names
 
 FAMILY = __name__
 WHAT = "pick"
 COLUMNS = {"micrograph": "str", "x_px": "float64", "y_px": "float64", "score": "float64"}
 # A particle of fewer pixels is no more than a dot.
 LEAST_DIAMETER_PX = 5.0
+# Of a standard micrograph: some 32 bytes a pixel are needed.
+MOST_STANDARD_PIXELS = 2**26
 # Of a card: bytes for a pixel of a micrograph and for one of a standard image, and more besides.
 CARD_BYTES = (24, 1024, 2**28)
 Images = npt.NDArray[Any]
@@ -144,31 +146,27 @@ def pick(
     >>> list(picks.columns), len(picks) > 9
     (['micrograph', 'x_px', 'y_px', 'score'], True)
     """
-    name, record, params = resolve_method(FAMILY, method, parameters)
-    device = check_device(device, name, record.score)
     check_choice(WHAT, "bad_pixels", bad_pixels, BAD_PIXELS)
-    source = as_stack(micrographs)
-    diameter_px = find_diameter(source, diameter_A, diameter_px)
-    search = Search(
-        name=name,
-        record=record,
-        params=params,
-        model=_load(record, params, source, diameter_px),
+    source = as_micrographs(micrographs, WHAT)
+    search = build_search(
+        source,
+        method,
+        diameter_A=diameter_A,
         diameter_px=diameter_px,
-        threshold=_check_threshold(record, threshold),
+        threshold=threshold,
         spacing=spacing,
         border_px=border_px,
         contrast=contrast,
+        **parameters,
     )
-    _check_search(search)
     return map_tables(
         source.data,
         micrograph_names(source),
         pick_block,
         columns=COLUMNS,
-        name=f"pick-{name}",
-        device=device,
-        supported=tuple(record.score),
+        name=f"pick-{search.name}",
+        device=check_device(device, search.name, search.record.score),
+        supported=tuple(search.record.score),
         model=search,
         bad_pixels=bad_pixels,
     )
@@ -211,24 +209,78 @@ def score_micrograph(
     >>> scores.scores.ndim
     2
     """
+    source = as_micrographs(image, WHAT)
+    require(len(source) == 1, WHAT, "one micrograph is scored at a time", len(source))
+    search = build_search(source, method, diameter_px=diameter_px, contrast=contrast, **parameters)
+    device = check_device(device, search.name, search.record.score)
+    values = source.values[0]
+    rule = "the micrograph must have finite pixels"
+    require(bool(np.isfinite(values).all()), WHAT, rule, remedy="Replace the others.")
+    return score_image(values, search, resolve_device(device, search.record.score))
+
+
+def build_search(
+    micrographs: Any,
+    method: str | Any = "cnn",
+    *,
+    diameter_A: float | None = None,
+    diameter_px: float | None = None,
+    threshold: float | None = None,
+    spacing: float = 0.5,
+    border_px: float = 0.0,
+    contrast: str = "dark",
+    **parameters: Any,
+) -> Search:
+    """Check how particles are to be looked for, and load what the method needs, once for all.
+
+    Parameters
+    ----------
+    micrographs, method, diameter_A, diameter_px, threshold, spacing, border_px, contrast
+        As of `pick`, and so are ``**parameters``.
+    **parameters
+        Parameters of the method, by name.
+
+    Returns
+    -------
+    Search
+
+    Raises
+    ------
+    UnknownMethodError, ParameterError, StackError
+
+    Examples
+    --------
+    >>> build_search(np.zeros((64, 64)), "log", diameter_px=20).threshold
+    3.0
+    """
+    stack = as_micrographs(micrographs, WHAT)
     name, record, params = resolve_method(FAMILY, method, parameters)
-    device = check_device(device, name, record.score)
-    source = as_stack(image)
-    diameter_px = find_diameter(source, None, diameter_px)
-    search = Search(
+    diameter_px = find_diameter(stack, diameter_A, diameter_px)
+    threshold = record.threshold if threshold is None else threshold
+    check_number(WHAT, "threshold", threshold)
+    check_number(WHAT, "spacing", spacing, 0)
+    check_number(WHAT, "border_px", border_px, 0)
+    check_choice(WHAT, "contrast", contrast, CONTRASTS)
+    n_pixels = stack.shape[1] * stack.shape[2] * (record.standard_px / diameter_px) ** 2
+    rule = f"{name} would magnify micrographs to {n_pixels / 1e6:.0f} million pixels"
+    rule += f", {record.standard_px:g} for a particle's diameter"
+    remedy = "Is the diameter right, and the pixel size?"
+    require(n_pixels <= MOST_STANDARD_PIXELS, WHAT, rule, f"{diameter_px:g} px", remedy)
+    model = None
+    if record.load is not None:
+        pixel_A = find_pixel_size(stack)
+        model = record.load(params, None if pixel_A is None else diameter_px * pixel_A)
+    return Search(
         name=name,
         record=record,
-        params=params,
-        model=_load(record, params, source, diameter_px),
+        params=replace(params, **dict.fromkeys(record.loaded)),
+        model=model,
         diameter_px=diameter_px,
-        threshold=record.threshold,
-        spacing=0.0,
-        border_px=0.0,
+        threshold=threshold,
+        spacing=spacing,
+        border_px=border_px,
         contrast=contrast,
     )
-    _check_search(search)
-    where = resolve_device(device, record.score)
-    return _score(source.values[0], search, where)
 
 
 def pick_block(images: Images, labels: Images, *, device: str, model: Search) -> dict[str, Any]:
@@ -273,7 +325,7 @@ def pick_image(image: Images, search: Search, device: str) -> Images:
     float64 array, shape (m, 3)
         x and y in px and score, the best first.
     """
-    score_map, scale = _score(image, search, device)
+    score_map, scale = score_image(image, search, device)
     diameter = search.record.standard_px / score_map.step_px
     # Below the method's own threshold noise would connect everything.
     cleaned = clean_scores(score_map.scores, search.record.threshold, diameter)
@@ -291,7 +343,25 @@ def pick_image(image: Images, search: Search, device: str) -> Images:
     return picks
 
 
-def _score(image: Images, search: Search, device: str) -> tuple[ScoreMap, Scale]:
+def score_image(image: Images, search: Search, device: str) -> tuple[ScoreMap, Scale]:
+    """Score one micrograph.
+
+    Parameters
+    ----------
+    image : array, shape (h, w)
+        Micrograph, of finite pixels.
+    search
+        How particles are looked for.
+    device
+        "cpu" or "cuda".
+
+    Returns
+    -------
+    scores : ScoreMap
+        On the host.
+    scale : Scale
+        As of `score_micrograph`.
+    """
     factor = search.record.standard_px / search.diameter_px
     a_pixel, a_standard, besides = CARD_BYTES
     n_bytes = int(image.size * (a_pixel + a_standard * factor**2)) + besides
@@ -309,7 +379,7 @@ def _score_there(image: Images, search: Search, device: str) -> tuple[ScoreMap, 
 
 
 def find_diameter(
-    stack: xr.DataArray, diameter_A: float | None, diameter_px: float | None
+    stack: xr.DataArray, diameter_A: float | None, diameter_px: float | None, what: str = WHAT
 ) -> float:
     """Return the diameter in px, of what the user gave.
 
@@ -319,6 +389,8 @@ def find_diameter(
         Micrographs.
     diameter_A, diameter_px
         As of `pick`.
+    what
+        The verb, for messages.
 
     Raises
     ------
@@ -329,33 +401,34 @@ def find_diameter(
 
     Examples
     --------
-    >>> find_diameter(as_stack(np.zeros((100, 100))).assign_attrs(pixel_size_A=2.0), 60.0, None)
+    >>> stack = as_micrographs(np.zeros((100, 100)), "pick").assign_attrs(pixel_size_A=2.0)
+    >>> find_diameter(stack, 60.0, None)
     30.0
     """
     rule = "one of diameter_A and diameter_px must be given"
     given = [value for value in (diameter_A, diameter_px) if value is not None]
     remedy = "It is the diameter of a particle, in Å or in pixels of the micrographs."
-    require(len(given) == 1, WHAT, rule, given, remedy)
+    require(len(given) == 1, what, rule, given, remedy)
     if diameter_A is not None:
-        check_number(WHAT, "diameter_A", diameter_A, 1e-3)
-        pixel_A = find_pixel_size(stack)
+        check_number(what, "diameter_A", diameter_A, 1e-3)
+        pixel_A = find_pixel_size(stack, what)
         if pixel_A is None:
             rule = "diameter_A is in Å, and the pixel size of the micrographs is not known"
             remedy = "Pass diameter_px, or open_stack(..., pixel_size_A=...)."
-            raise StackError(sentence(WHAT, rule, remedy=remedy))
+            raise StackError(sentence(what, rule, remedy=remedy))
         diameter_px = diameter_A / pixel_A
-    check_number(WHAT, "diameter_px", diameter_px, 1e-3)
+    check_number(what, "diameter_px", diameter_px, 1e-3)
     assert diameter_px is not None
     size_px = min(stack.shape[1:])
     rule = f"the diameter must be {LEAST_DIAMETER_PX:g} px at least and fit into the micrographs"
     rule += f", of which {size_px} px are the shorter side"
     fits = LEAST_DIAMETER_PX <= diameter_px <= size_px
     remedy = "Is it in the right unit, and the pixel size right?"
-    require(fits, WHAT, rule, f"{diameter_px:g} px", remedy)
+    require(fits, what, rule, f"{diameter_px:g} px", remedy)
     return float(diameter_px)
 
 
-def find_pixel_size(stack: xr.DataArray) -> float | None:
+def find_pixel_size(stack: xr.DataArray, what: str = WHAT) -> float | None:
     """Return the pixel size of micrographs in Å, None where it is not known.
 
     Raises
@@ -365,7 +438,7 @@ def find_pixel_size(stack: xr.DataArray) -> float | None:
 
     Examples
     --------
-    >>> find_pixel_size(as_stack(np.zeros((8, 8))))
+    >>> find_pixel_size(as_micrographs(np.zeros((8, 8)), "pick"))
     """
     if "pixel_size_A" not in stack.coords:
         size_A = stack.attrs.get("pixel_size_A")
@@ -374,26 +447,6 @@ def find_pixel_size(stack: xr.DataArray) -> float | None:
     if len(sizes_A) > 1:
         rule = "micrographs must have one pixel size"
         raise StackError(
-            sentence(WHAT, rule, sizes_A.tolist(), "Pick those of each size by themselves.")
+            sentence(what, rule, sizes_A.tolist(), "Pick those of each size by themselves.")
         )
     return float(sizes_A[0])
-
-
-def _check_threshold(record: Picker, threshold: float | None) -> float:
-    if threshold is None:
-        return record.threshold
-    check_number(WHAT, "threshold", threshold)
-    return float(threshold)
-
-
-def _check_search(search: Search) -> None:
-    check_number(WHAT, "spacing", search.spacing, 0)
-    check_number(WHAT, "border_px", search.border_px, 0)
-    check_choice(WHAT, "contrast", search.contrast, CONTRASTS)
-
-
-def _load(record: Picker, params: Any, stack: xr.DataArray, diameter_px: float) -> Any:
-    if record.load is None:
-        return None
-    pixel_A = find_pixel_size(stack)
-    return record.load(params, None if pixel_A is None else diameter_px * pixel_A)

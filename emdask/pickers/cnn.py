@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emdask.checks import check_integer, require, sentence
 from emdask.errors import MissingLibraryError, ParameterError
 from emdask.io.weights import Weights, open_weights
@@ -85,11 +87,18 @@ def load(params: CNN, diameter_A: float | None) -> Weights:
         remedy = "pip install 'emdask[torch]', or take another method: log, template."
         raise MissingLibraryError(sentence(NAME, "needs PyTorch", remedy=remedy))
     weights = params.model if isinstance(params.model, Weights) else _open(params.model)
-    shape = getattr(weights.arrays.get("stem.weight"), "shape", ())
-    if len(shape) != 4 or "head.weight" not in weights.arrays:
-        rule = "model must hold the weights of a network that picks"
-        raise ParameterError(sentence(NAME, rule, sorted(weights.arrays)[:3]))
+    shapes, known = _shapes(weights), _shapes(_open(SHIPPED_NAMES[0]))
+    if shapes != known:
+        others = sorted(set(shapes.items()) ^ set(known.items()))
+        rule = "model must hold the weights of a network that picks, as train-picker makes them"
+        raise ParameterError(sentence(NAME, rule, f"{others[0][0]} of {others[0][1]}"))
+    finite = all(bool(np.isfinite(array).all()) for array in weights.arrays.values())
+    require(finite, NAME, "weights must be finite", remedy="Train the network anew.")
     return weights
+
+
+def _shapes(weights: Weights) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in weights.arrays.items()}
 
 
 def _open(model: str | Path) -> Weights:
