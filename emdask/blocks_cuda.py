@@ -315,7 +315,18 @@ def _usable_bytes() -> int:
 
     free, _ = cupy.cuda.runtime.memGetInfo()
     held = cupy.get_default_memory_pool().total_bytes() + _rmm_pool_bytes()
+    pytorch = _pytorch()
+    # Each gives back what it keeps where another finds no room.
+    held += pytorch.memory_reserved() if pytorch else 0
     return int(USABLE_SHARE * (free + held))
+
+
+def _pytorch() -> Any:
+    """PyTorch's side of the card, where a network has used it; None else."""
+    side = sys.modules.get("torch.cuda")
+    # Another thread may be importing it just now.
+    is_used = getattr(side, "is_initialized", None)
+    return side if is_used is not None and is_used() else None
 
 
 def _rmm_pool_bytes() -> int:
@@ -332,11 +343,13 @@ def _total_bytes() -> int:
 
 
 def _free_pool() -> None:
-    """Give back what CuPy keeps, and what this thread's plans of Fourier transforms do."""
+    """Give back what CuPy and PyTorch keep, and this thread's plans of Fourier transforms."""
     import cupy
 
     cupy.fft.config.get_plan_cache().clear()
     cupy.get_default_memory_pool().free_all_blocks()
+    if (pytorch := _pytorch()) is not None:
+        pytorch.empty_cache()
 
 
 def _no_image_fits(images: Images) -> DeviceError:

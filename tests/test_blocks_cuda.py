@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,6 +86,24 @@ def test_what_finds_no_room_runs_again_alone(cuda_on_host: Any) -> None:
     assert hungry.reserved == [1000, cuda_on_host.total_bytes]
     assert run_on("cuda", (last := Hungry(0)), n_bytes=7, what="a meal") == "done"
     assert last.reserved == [7]
+
+
+def test_what_a_network_keeps_of_the_card_is_counted_and_given_back(
+    cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from emdask import blocks_cuda
+
+    kept = [5000]
+    without = blocks_cuda._usable_bytes()
+    pytorch = SimpleNamespace(
+        is_initialized=lambda: True, memory_reserved=lambda: sum(kept), empty_cache=kept.clear
+    )
+    monkeypatch.setitem(sys.modules, "torch.cuda", pytorch)
+    assert blocks_cuda._usable_bytes() - without == pytest.approx(0.9 * 5000, abs=1)
+    assert run_on("cuda", Hungry(1), n_bytes=1000, what="a meal") == "done"
+    assert not kept
+    monkeypatch.setitem(sys.modules, "torch.cuda", SimpleNamespace())  # being imported
+    assert blocks_cuda._usable_bytes() == without
 
 
 def test_what_finds_none_at_all_says_so(cuda_on_host: Any) -> None:

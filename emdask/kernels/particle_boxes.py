@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace
+from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.transforms import to_half_planes, to_images
 
 __all__ = ["bin_boxes", "box_starts", "cut_boxes", "fits_inside", "normalise_boxes"]
@@ -84,17 +85,11 @@ def cut_boxes(image: Any, starts_px: npt.NDArray[np.int64], box_px: int) -> Any:
             box[:] = image[y : y + box_px, x : x + box_px]
         else:
             rows, columns = (
-                xp.asarray(_mirror(start + np.arange(box_px), length))
+                xp.asarray(mirror_places(start + np.arange(box_px), length))
                 for start, length in zip((y, x), image.shape, strict=True)
             )
             box[:] = image[rows[:, None], columns[None, :]]
     return boxes
-
-
-def _mirror(places: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    """Fold places back into 0 .. length - 1, the border's pixel twice: 1 0 | 0 1 2 | 2 1."""
-    folded = places % (2 * length)
-    return np.minimum(folded, 2 * length - 1 - folded)
 
 
 def bin_boxes(boxes: Any, factor: int) -> Any:

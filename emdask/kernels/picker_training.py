@@ -6,6 +6,7 @@ for other cameras and programs than those that made them; PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch.nn import functional
 
 from emdask.checks import require
+from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.scoring_network import (
     FIELD_PX,
     MARGIN_PX,
@@ -116,7 +118,8 @@ def train_network(
         The largest of the schedule, which rises and falls again; None for 0.004, or a tenth of it
         where there are weights to start from.
     seed
-        The same seed gives the same weights on the same machine.
+        On one machine, with the same device, number of threads and libraries, the same seed gives
+        the same weights.
     device
         "cpu" or "cuda".
     on_progress
@@ -160,9 +163,10 @@ def train_network(
         images = torch.from_numpy(np.stack([crop[0] for crop in crops])[:, None]).to(device)
         targets = torch.from_numpy(np.stack([crop[1] for crop in crops])[:, None]).to(device)
         shares = torch.tensor([examples[i].share for i in drawn]).to(device)
-        loss = positive_unlabelled_loss(network(images), targets, shares)
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with _repeatable():
+            loss = positive_unlabelled_loss(network(images), targets, shares)
+            loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
         optimiser.step()
         schedule.step()
@@ -172,6 +176,14 @@ def train_network(
             smooth_loss = value if step == 0 else 0.98 * smooth_loss + 0.02 * value
             on_progress(f"loss {smooth_loss:.4f}", step + 1, n_steps)
     return fold(mean)
+
+
+def _repeatable() -> contextlib.AbstractContextManager[None]:
+    """Let a card convolve by algorithms that add up in one order, not by those fastest today."""
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
+        enabled=True, deterministic=True, benchmark=False
+    )
+    return flags
 
 
 def positive_unlabelled_loss(
@@ -291,11 +303,9 @@ def _draw_corner(length: int, side: int, rng: Rng) -> int:
 def _window(image: Array, top: int, left: int, side: int) -> Array:
     """Cut a square out of an image that goes on mirrored beyond its borders."""
     rows, columns = (
-        np.arange(start, start + side) % (2 * n)
+        mirror_places(np.arange(start, start + side), n)
         for start, n in zip((top, left), image.shape, strict=True)
     )
-    rows = np.minimum(rows, 2 * image.shape[0] - 1 - rows)
-    columns = np.minimum(columns, 2 * image.shape[1] - 1 - columns)
     return np.asarray(image[np.ix_(rows, columns)], np.float32)
 
 

@@ -99,7 +99,7 @@ def filter_peaks(scores: Array, threshold: float, diameter: float, distance: flo
     scores : array, shape (h, w)
         Score map.
     threshold
-        Peaks are higher than this.
+        Peaks are as high as this or higher.
     diameter
         Of a particle, in cells: a peak is the highest in a square window of 0.6 diameters.
     distance
@@ -130,10 +130,8 @@ def filter_peaks(scores: Array, threshold: float, diameter: float, distance: flo
     finite = np.where(np.isfinite(scores), scores, -np.inf).astype(np.float64)
     width = 2 * max(1, round(WINDOW * diameter / 2)) + 1
     highest = ndimage.maximum_filter(finite, width, mode="constant", cval=-np.inf)
-    is_peak = (finite == highest) & (finite > threshold) & np.isfinite(finite)
-    x, y, score = _locate(finite, is_peak, diameter)
-    order = np.lexsort((x, y, -score))
-    x, y, score = x[order], y[order], score[order]
+    is_peak = (finite == highest) & (finite >= threshold) & np.isfinite(finite)
+    x, y, score = sort_picks(*_locate(finite, is_peak, diameter))
     kept = _suppress(x, y, distance)
     return x[kept], y[kept], score[kept]
 
@@ -178,9 +176,9 @@ def _refine(padded: Array, rows: Array, columns: Array) -> Array:
     """
     before, middle, after = (padded[rows + i, columns] for i in range(3))
     usable = np.isfinite(before) & np.isfinite(after)
-    bend = np.where(usable, 2 * middle - before - after, 1.0)
-    slope = np.where(usable, after - before, 0.0)
-    return np.asarray(slope / (2 * np.where(bend > 0, bend, 1.0)))
+    before, after = (np.where(usable, beside, middle) for beside in (before, after))
+    bend = 2 * middle - before - after
+    return np.asarray((after - before) / (2 * np.where(bend > 0, bend, 1.0)))
 
 
 def _suppress(x: Array, y: Array, distance: float) -> Array:

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from emdask.backend import array_namespace
+from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.picking import ScoreMap
 
 __all__ = [
@@ -163,7 +164,22 @@ def score_network(image: Any, weights: NamedArrays, *, tile_px: int = 1024) -> S
     ScoreMap
         Of the image's library; the first cell is at the first pixel. In 32 bits on the CPU, by one
         thread; on a card in 16 bits, which moves scores by about 0.01.
+
+    Raises
+    ------
+    MemoryError
+        If the card has no room for it, as where CuPy finds none.
     """
+    try:
+        return _score(image, weights, tile_px)
+    except torch.OutOfMemoryError as error:
+        # Its traceback holds the tensors, so what they took is given back after it is gone.
+        told = str(error)
+    torch.cuda.empty_cache()
+    raise MemoryError(told)
+
+
+def _score(image: Any, weights: NamedArrays, tile_px: int) -> ScoreMap:
     height, width = image.shape
     n_rows, n_columns = (-(-n // STEP_PX) for n in (height, width))
     n_tile = max(1, tile_px // STEP_PX)
@@ -185,16 +201,10 @@ def _mirror(image: Any, n_rows: int, n_columns: int) -> Any:
     """Add what the windows of the outermost cells see beyond the borders."""
     xp = array_namespace(image)
     rows, columns = (
-        xp.asarray(_mirrored_indices(n, length))
+        xp.asarray(mirror_places(np.arange(-MARGIN_PX, STEP_PX * (n - 1) + MARGIN_PX + 1), length))
         for n, length in zip((n_rows, n_columns), image.shape, strict=True)
     )
     return xp.ascontiguousarray(image[rows[:, None], columns], dtype=np.float32)
-
-
-def _mirrored_indices(n_cells: int, length: int) -> Array:
-    """Return which pixel of a line each pixel of the longer, mirrored line is."""
-    places = np.arange(-MARGIN_PX, STEP_PX * (n_cells - 1) + MARGIN_PX + 1) % (2 * length)
-    return np.minimum(places, 2 * length - 1 - places)
 
 
 def _cut(tensor: torch.Tensor, row: int, column: int, n: tuple[int, int]) -> torch.Tensor:
@@ -224,7 +234,7 @@ def _network_on(weights: NamedArrays, device: torch.device) -> Network:
 def _torch_for(array: Any) -> Iterator[torch.Tensor]:
     """Lend an array to PyTorch: on the host to one thread, on a card on the array's stream."""
     if array_namespace(array) is np:
-        with one_torch_thread():
+        with one_torch_thread:
             yield torch.from_numpy(array)
         return
     tensor = torch.utils.dlpack.from_dlpack(array)
@@ -236,19 +246,37 @@ def _torch_for(array: Any) -> Iterator[torch.Tensor]:
             )
             stack.enter_context(torch.cuda.stream(of_array))
         else:
-            stack.enter_context(one_torch_thread())
+            stack.enter_context(one_torch_thread)
         yield tensor
 
 
-@contextlib.contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Let this thread compute alone, as tasks must: Dask owns the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class _OneTorchThread:
+    """Lets the threads within compute alone, as tasks must: Dask owns the cores.
+
+    A thread has its own number of threads to compute with, and a new one takes that which any
+    thread has set last. So all leave with the number of the first: else, of threads that overlap,
+    one would take the 1 of another for what the user wants, and leave it behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._n_before = 1
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._n_before = torch.get_num_threads()
+            self._n_inside += 1
+            torch.set_num_threads(1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            torch.set_num_threads(self._n_before)
+
+
+one_torch_thread = _OneTorchThread()
 
 
 def _precision_of(device: torch.device) -> contextlib.AbstractContextManager[Any]:

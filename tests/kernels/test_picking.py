@@ -13,7 +13,7 @@ def random_map(rng: np.random.Generator, shape: tuple[int, int], levels: int | N
 
 
 def peaks_by_loops(scores: np.ndarray, threshold: float, width: int) -> list[tuple[int, int]]:
-    """Cells above a threshold that none in their window exceeds."""
+    """Cells of a threshold and more that none in their window exceeds."""
     reach = width // 2
     h, w = scores.shape
     found = []
@@ -22,7 +22,7 @@ def peaks_by_loops(scores: np.ndarray, threshold: float, width: int) -> list[tup
             window = scores[
                 max(i - reach, 0) : i + reach + 1, max(j - reach, 0) : min(j + reach + 1, w)
             ]
-            if scores[i, j] > threshold and scores[i, j] == np.nanmax(window):
+            if scores[i, j] >= threshold and scores[i, j] == np.nanmax(window):
                 found.append((i, j))
     return found
 
@@ -108,6 +108,32 @@ def test_constant_maps_have_no_peaks(value: float, shape: tuple[int, int]) -> No
     scores = np.full(shape, value, np.float32)
     for part in (scores, clean_scores(scores, 0.5, 5.0)):
         assert [len(column) for column in filter_peaks(part, 0.5, 5.0, 5.0)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_flat_maps_as_high_as_the_threshold_have_no_peaks(value: float) -> None:
+    scores = np.full((20, 30), value, np.float32)
+    scores[4, 4] = -np.inf
+    scores[9, 9] = value - 1
+    assert len(filter_peaks(scores, value, 5.0, 5.0)[0]) == 0
+
+
+def test_the_threshold_itself_is_high_enough() -> None:
+    scores = np.zeros((20, 20), np.float32)
+    scores[5, 5], scores[14, 14] = 0.5, np.nextafter(np.float32(0.5), np.float32(0))
+    x, y, score = filter_peaks(scores, 0.5, 5.0, 5.0)
+    assert (list(x), list(y), list(score)) == ([5.0], [5.0], [0.5])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (7, 9)])
+def test_cells_alone_among_what_is_not_scored_give_no_warning(shape: tuple[int, int]) -> None:
+    scores = np.full(shape, -np.inf, np.float32)
+    scores[shape[0] // 2, shape[1] // 2] = 2
+    x, y, score = filter_peaks(scores, 1.0, 5.0, 5.0)
+    assert (list(x), list(y), list(score)) == ([shape[1] // 2], [shape[0] // 2], [2.0])
+    row = np.linspace(0, 1, scores.size, dtype=np.float32).reshape(shape)
+    assert np.isfinite(filter_peaks(row, 0.5, 5.0, 5.0)).all()
 
 
 def test_peaks_are_found_between_cells() -> None:

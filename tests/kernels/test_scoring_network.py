@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from emdask.backend import to_device, to_host
+from emdask.backend import run_on, to_device, to_host
 from emdask.kernels import scoring_network
 from emdask.kernels.scoring_network import FIELD_PX, STEP_PX, Network, score_network
 
@@ -89,6 +90,63 @@ def test_threads_of_the_user_stay(image: np.ndarray) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_threads_that_overlap_leave_what_the_user_wants() -> None:
+    """Whichever leaves first; threads that begin afterwards take it on."""
+    with ThreadPoolExecutor(1) as users, ThreadPoolExecutor(1) as a, ThreadPoolExecutor(1) as b:
+        at_first = users.submit(torch.get_num_threads).result()
+        users.submit(torch.set_num_threads, 3).result()
+        for first, second in ((a, b), (b, a)):
+            for change in ("__enter__", "__exit__"):
+                for pool in (first, second):
+                    pool.submit(getattr(scoring_network.one_torch_thread, change)).result()
+                    if change == "__enter__":
+                        assert pool.submit(torch.get_num_threads).result() == 1
+            with ThreadPoolExecutor(1) as new:
+                numbers = [p.submit(torch.get_num_threads).result() for p in (users, a, b, new)]
+            assert numbers == [3, 3, 3, 3]
+        users.submit(torch.set_num_threads, at_first).result()
+
+
+def test_threads_score_as_one_does(rng: np.random.Generator) -> None:
+    weights = random_weights()
+    images = rng.normal(size=(6, 120, 130)).astype(np.float32)
+    alone = [score_network(image, weights).scores for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        together = [m.scores for m in pool.map(lambda image: score_network(image, weights), images)]
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_a_full_card_is_a_memory_error(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> None:
+    """And what PyTorch keeps is given back first, so that a second try may find room."""
+    events = []
+
+    def run_out(weights: Any, device: torch.device) -> Network:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(scoring_network, "_network_on", run_out)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("given back"))
+    with pytest.raises(MemoryError, match="Tried to allocate 2 GiB") as caught:
+        score_network(image, random_weights())
+    assert events == ["given back"]
+    assert caught.value.__context__ is None
+
+
+def test_a_full_card_is_tried_again_alone(
+    cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch, image: np.ndarray
+) -> None:
+    weights = random_weights()
+    find, failures = scoring_network._network_on, [torch.OutOfMemoryError("full")]
+
+    def run_out_once(*args: Any) -> Network:
+        if failures:
+            raise failures.pop()
+        return find(*args)
+
+    monkeypatch.setattr(scoring_network, "_network_on", run_out_once)
+    found = run_on("cuda", score_network, image, weights, n_bytes=1000, what="a micrograph")
+    np.testing.assert_array_equal(found.scores, score_network(image, weights).scores)
 
 
 def test_networks_are_made_once(monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> None:
