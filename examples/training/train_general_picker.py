@@ -35,8 +35,10 @@ Array = npt.NDArray[Any]
 BETAGAL_DIAMETER_PX = 108.0
 # Nearer to the edges these micrographs are smeared, and nothing is labelled.
 BETAGAL_BORDER_PX = 131
+# Particles for each that is labelled: those of use for a map were.
+EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
-BETAGAL_SHARE = 0.5
+BETAGAL_SHARE = 0.45
 # Of training; that of the micrographs is given.
 SEED = 0
 
@@ -62,7 +64,7 @@ class Effort:
     n_more_steps: int
 
 
-FULL = Effort(n_micrographs=1140, size_px=768, n_steps=2229, batch=8, n_more_steps=900)
+FULL = Effort(n_micrographs=1140, size_px=768, n_steps=2800, batch=8, n_more_steps=1750)
 QUICK = Effort(n_micrographs=3, size_px=160, n_steps=2, batch=2, n_more_steps=2)
 
 
@@ -79,7 +81,9 @@ def open_examples(folder: Path) -> list[Example]:
         with Image.open(path) as opened:
             image = np.asarray(opened)
         centres = pd.read_csv(path.with_suffix(".txt"), sep="\t")[["x", "y"]].to_numpy(float)
-        examples.append(build_example(image, centres, BETAGAL_DIAMETER_PX, BETAGAL_BORDER_PX))
+        example = build_example(image, centres, BETAGAL_DIAMETER_PX, BETAGAL_BORDER_PX)
+        expected = EXPECTED * len(centres)
+        examples.append(example._replace(fully_labelled=False, expected=expected))
     return examples
 
 
