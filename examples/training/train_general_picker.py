@@ -38,7 +38,7 @@ BETAGAL_BORDER_PX = 131
 # Particles for each that is labelled: those of use for a map were.
 EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
-BETAGAL_SHARE = 0.45
+BETAGAL_SHARE = 0.5
 # Of training; that of the micrographs is given.
 SEED = 0
 
@@ -64,7 +64,7 @@ class Effort:
     n_more_steps: int
 
 
-FULL = Effort(n_micrographs=1140, size_px=768, n_steps=2800, batch=8, n_more_steps=1750)
+FULL = Effort(n_micrographs=1140, size_px=768, n_steps=2800, batch=8, n_more_steps=700)
 QUICK = Effort(n_micrographs=3, size_px=160, n_steps=2, batch=2, n_more_steps=2)
 
 
