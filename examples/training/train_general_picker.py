@@ -39,6 +39,8 @@ BETAGAL_BORDER_PX = 131
 EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
 BETAGAL_SHARE = 0.5
+# The greatest rate of learning from labelled micrographs.
+FURTHER_RATE = 6e-4
 # Of training; that of the micrographs is given.
 SEED = 0
 
@@ -117,6 +119,7 @@ def train(
         start=None if start is None else start.arrays,
         n_steps=n_steps,
         batch=batch,
+        learning_rate=None if start is None else FURTHER_RATE,
         seed=SEED,
         on_progress=_show,
     )
