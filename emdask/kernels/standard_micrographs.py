@@ -36,6 +36,12 @@ SAMPLE_PIXELS: Final = 1 << 18
 BAND_PIXELS: Final = 1 << 21
 
 
+# Share of an image from which on blocks of one value are no specimen, and their side: electrons
+# that are rare leave single pixels at 0, but hardly blocks.
+PADDED: Final = 0.2
+PADDED_BLOCK_PX: Final = 16
+
+
 class Scale(NamedTuple):
     """Pixels of a standard image for each pixel of the original, along x and y."""
 
@@ -82,7 +88,8 @@ def standardise(
     Returns
     -------
     standard : array, shape (h', w')
-        float32, within -5 and 5; 0 where the image is constant.
+        float32, within -5 and 5; 0 where the image is constant, and where it is padded or masked by
+        one value in a fifth of it and more.
     scale : Scale
         From px of the image to those of the standard image.
 
@@ -98,12 +105,59 @@ def standardise(
     shape = (max(1, round(height * factor)), max(1, round(width * factor)))
     scale = Scale(shape[1] / width, shape[0] / height)
     image = mend_edges(image)
-    middle, spread = _measure(image)
+    padded = find_padding(image)
+    middle, spread = _measure(image, padded)
+    xp = array_namespace(image)
     if spread == 0:
-        return array_namespace(image).zeros(shape, np.float32), scale
+        return xp.zeros(shape, np.float32), scale
+    if padded is not None:
+        image = xp.where(padded, np.float32(middle), image)
+        padded = resize(padded, shape) > 0.5
     sign = -1 if contrast == "dark" else 1
     small = resize(image, shape, (middle - RAW_LIMIT * spread, middle + RAW_LIMIT * spread))
-    return _flatten(sign * (small - np.float32(middle)), BACKGROUND_WIDTH * standard_px), scale
+    small = sign * (small - np.float32(middle))
+    return _flatten(small, BACKGROUND_WIDTH * standard_px, padded), scale
+
+
+def find_padding(image: Any) -> Any | None:
+    """Find what is of one value in large areas: padding, masks, and no specimen.
+
+    Parameters
+    ----------
+    image : array, shape (h, w)
+        NumPy or CuPy, of any type.
+
+    Returns
+    -------
+    bool array, shape (h, w)
+        Pixels of that value; None where its areas are less than a fifth of the image, or all.
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(64, 64))
+    >>> image[:32] = 7
+    >>> int(find_padding(image).sum())
+    2048
+    """
+    xp = array_namespace(image)
+    # One value of more than a fifth of the pixels is two of the tenths: there is none in most.
+    tenths = xp.percentile(_sample(image).astype(np.float32), xp.arange(0, 101, 10))
+    if not bool((tenths[1:] == tenths[:-1]).any()):
+        return None
+    low, high = (_over_blocks(image, extreme) for extreme in ("min", "max"))
+    values = xp.sort(low[low == high])
+    if len(values) <= PADDED * low.size:
+        return None
+    padded = image == values[len(values) // 2]
+    return None if bool(padded.all()) else padded
+
+
+def _over_blocks(image: Any, extreme: str) -> Any:
+    """Return the least or greatest value of each whole block."""
+    n_rows, n_columns = (n // PADDED_BLOCK_PX for n in image.shape)
+    strips = image[: n_rows * PADDED_BLOCK_PX].reshape(n_rows, PADDED_BLOCK_PX, image.shape[1])
+    lines = getattr(strips, extreme)(axis=1)[:, : n_columns * PADDED_BLOCK_PX]
+    return getattr(lines.reshape(n_rows, n_columns, PADDED_BLOCK_PX), extreme)(axis=2)
 
 
 def mend_edges(image: Any) -> Any:
@@ -198,23 +252,27 @@ def _resize_rows(image: Any, length: int, limits: tuple[float, float] | None) ->
     return result
 
 
-def _flatten(image: Any, width_px: float) -> Any:
+def _flatten(image: Any, width_px: float, padded: Any | None) -> Any:
     """Take the background from an image and divide by the deviation of the rest.
 
     The background is a weighted mean, in which what stands out counts for little the next time:
     else a lump of ice would leave a trench around it. All of the film stands out, and so has a
-    background after all.
+    background after all. What is padded counts as little, and becomes 0.
     """
     xp = array_namespace(image)
     weights = xp.ones(image.shape, np.float32)
+    if padded is not None:
+        weights[padded] = LEAST_WEIGHT
     rest = image
     for _ in range(N_PASSES):
         rest = rest - _blur(rest * weights, width_px) / _blur(weights, width_px)
-        middle, spread = _measure(rest)
+        middle, spread = _measure(rest, padded)
         if spread == 0:
             return xp.zeros(image.shape, np.float32)
         rest = ((rest - np.float32(middle)) / np.float32(spread)).clip(-LIMIT, LIMIT)
         weights = xp.where(abs(rest) < OUTSTANDING, np.float32(1), np.float32(LEAST_WEIGHT))
+        if padded is not None:
+            rest[padded], weights[padded] = 0, LEAST_WEIGHT
     return rest.astype(np.float32, copy=False)
 
 
@@ -236,11 +294,20 @@ def _blur(image: Any, width_px: float) -> Any:
     return resize(small, (height, width))
 
 
-def _measure(image: Any) -> tuple[float, float]:
+def _measure(image: Any, padded: Any | None) -> tuple[float, float]:
     """Return the median of an image and its deviation, by the quantiles of a normal one."""
     xp = array_namespace(image)
-    step = max(1, round((image.size / SAMPLE_PIXELS) ** 0.5))
-    sample = image[::step, ::step].astype(np.float32)
+    sample = _sample(image).astype(np.float32)
+    if padded is not None:
+        sample = sample[~_sample(padded)]
+        if not sample.size:
+            return 0.0, 0.0
     low, middle, high = (float(q) for q in xp.percentile(sample, xp.asarray([15.87, 50, 84.13])))
     # Counts of electrons may be 0 almost everywhere.
     return middle, (high - low) / 2 or float(sample.std())
+
+
+def _sample(image: Any) -> Any:
+    """Return a view of some pixels of an image, evenly from all over it."""
+    step = max(1, round((image.size / SAMPLE_PIXELS) ** 0.5))
+    return image[::step, ::step]

@@ -91,6 +91,33 @@ def test_sparse_counts_have_a_scale(rng: np.random.Generator) -> None:
     assert standard.std() == pytest.approx(1, rel=0.5)
 
 
+@pytest.mark.parametrize(("n_rows", "value"), [(150, 0), (150, 1000), (340, 0), (340, 1e7)])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32])
+def test_padding_leaves_the_rest_as_it_is(
+    device: str, rng: np.random.Generator, n_rows: int, value: float, kind: type
+) -> None:
+    image = 1000 + 100 * rng.normal(size=(400, 300))
+    image[370:390, 100:120] -= 100
+    whole, _ = standardise(image.astype(kind), 48)
+    image[:n_rows] = value
+    standard = to_host(standardise(to_device(image.astype(kind), device), 48)[0])
+    first = round(n_rows / 1.5)
+    assert not standard[: first - 1].any()
+    inner = slice(first + 2, None)
+    assert np.corrcoef(standard[inner].ravel(), whole[inner].ravel())[0, 1] > 0.97
+    assert standard[inner].std() == pytest.approx(whole[inner].std(), rel=0.1)
+
+
+@pytest.mark.parametrize("mean", [0.01, 0.05, 0.5, 2.0])
+def test_counts_that_are_rare_are_no_padding(rng: np.random.Generator, mean: float) -> None:
+    counts = rng.poisson(mean, size=(320, 330)).astype(np.uint8)
+    assert standard_micrographs.find_padding(counts) is None
+    counts[:, :100] = 0
+    padded = standard_micrographs.find_padding(counts)
+    assert padded is not None
+    np.testing.assert_array_equal(padded, counts == 0)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 60), (40, 40)])
 def test_tiny_and_constant_images_do_no_harm(device: str, shape: tuple[int, int]) -> None:
     constant = to_device(np.full(shape, 7, np.int16), device)
