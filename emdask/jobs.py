@@ -190,25 +190,6 @@ def paths_text(paths: Sequence[str]) -> str:
     return f"{folder}*{shlex.quote(first.suffix)}"
 
 
-def check_diameters(diameter_A: float | None, diameter_px: float | None) -> None:
-    """Require one of the two options that tell the diameter of a particle.
-
-    Raises
-    ------
-    ParameterError
-
-    Examples
-    --------
-    >>> check_diameters(None, None)
-    Traceback (most recent call last):
-    emdask.errors.ParameterError: --diameter-A or --diameter-px: one of them must be given, ...
-    """
-    rule = "one of them must be given, the diameter of a particle; got "
-    rule += "none" if diameter_A is None else "both"
-    ok = (diameter_A is None) != (diameter_px is None)
-    require(ok, "--diameter-A or --diameter-px", rule)
-
-
 def check_picture_path(path: Path | None, suffixes: Sequence[str]) -> None:
     """Refuse a picture's path before hours of work, not after.
 

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 from rich.console import Console
 
+from emdask.backend import check_device, resolve_device
 from emdask.checks import require, sentence
 from emdask.config import setting
 from emdask.console import Stopwatch, count_text, follow_images, rate_text, say, say_table
@@ -23,7 +24,6 @@ from emdask.io.coordinates_output import check_picks_target, save_picks
 from emdask.jobs import (
     Source,
     Workers,
-    check_diameters,
     check_picture_path,
     options_text,
     paths_text,
@@ -98,7 +98,6 @@ def pick_files(
         HTML page, where asked for.
     """
     check_picture_path(report, (".html",))
-    check_diameters(search["diameter_A"], search["diameter_px"])
     stack = source.open()
     rule = "picks are made in micrographs"
     remedy = "If these are micrographs, say so: --kind micrographs."
@@ -108,7 +107,7 @@ def pick_files(
     stack = stack.assign_coords(micrograph=("image", names))
     options = {**search, "device": device, "bad_pixels": bad_pixels, **parameters}
     # Before workers start: a wrong parameter or file is to be told at once.
-    pick(stack, method, **options)
+    table = pick(stack, method, **options)
     diameter_px = find_diameter(stack, search["diameter_A"], search["diameter_px"])
     box_px = output.box_px or propose_box(diameter_px)
     target: dict[str, Any] = {"format": output.format, "overwrite": output.overwrite}
@@ -116,10 +115,13 @@ def pick_files(
     check_picks_target(output.path, names, **target)
     known = None if truth is None else open_known(truth, stack, flip_y=flip_y)
     _, record, _ = resolve_method(FAMILY, method, parameters)
+    here = check_device(device, method, record.score)
+    if report is not None:
+        # The page is made by this process, on the device that was named.
+        here = resolve_device(here, record.score)
     with workers.connect(record.score, device) as client:
         watch = Stopwatch()
         with follow_images(method, len(names), client.dashboard_link, MICROGRAPHS) as on_progress:
-            table = pick(stack, method, **options)
             picks = compute_picks(table, client, device, on_progress, len(names))
         seconds = watch.seconds
     picks.attrs[NAMES] = tuple(names)
@@ -130,7 +132,7 @@ def pick_files(
     for line in describe_picks(picks, threshold):
         say(line)
     if report is not None or known is not None:
-        from emdask.pick_report import Picked, match_table, write_picks_page
+        from emdask.pick_report import CAPTION, Picked, match_table, write_picks_page
 
         picked = Picked(
             micrographs=stack,
@@ -140,12 +142,14 @@ def pick_files(
             diameter_px=diameter_px,
             threshold=threshold,
             contrast=search["contrast"],
+            device=here,
             seconds=seconds,
             truth=known,
         )
         if known is not None:
             say()
             say_table(*match_table(picked.matches))
+            say(CAPTION)
             say()
         if report is not None:
             say(f"report -> {write_picks_page(report, picked)}")

@@ -213,7 +213,9 @@ def draw_picks(
         axes.set_axis_off()
     beyond = "max" if (score > norm.vmax).any() else "neither"
     bar = figure.colorbar(circles, ax=panels.tolist(), shrink=0.9, pad=0.02, extend=beyond)
-    bar.ax.axhline(threshold, color=INK, lw=1.2)
+    # On a light line, since colours are dark above the threshold.
+    bar.ax.axhline(threshold, color="white", lw=5)
+    bar.ax.axhline(threshold, color=INK, lw=2)
     bar.set_label("score; the line is the threshold")
     return figure
 

@@ -24,7 +24,7 @@ from emdask.pick_plots import (
     draw_scores,
     shrink_micrograph,
 )
-from emdask.pickers import score_micrograph
+from emdask.pickers import Search, build_search, score_image
 from emdask.picks import NAMES, bare_name
 from emdask.plots import about_median, montage, png_bytes, svg_text, typical_limits
 from emdask.report import (
@@ -51,6 +51,11 @@ BRIGHTEST = 98.0
 # diameters.
 BOX = 1.6
 RADII = (0.2, 0.5)
+# Of the table of known particles, on the terminal and the page.
+CAPTION = (
+    "AP, the average precision, and best F1, that of the best threshold in hindsight, are of the "
+    "picks above the threshold alone: with a lower one they may be higher."
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,6 +76,8 @@ class Picked:
         Least score of a pick.
     contrast
         "dark" or "light".
+    device
+        "cpu" or "cuda": where the micrographs that are shown are scored.
     seconds
         Wall time.
     truth
@@ -85,6 +92,7 @@ class Picked:
     diameter_px: float
     threshold: float
     contrast: str
+    device: str
     seconds: float
     truth: pd.DataFrame | None = None
 
@@ -92,6 +100,18 @@ class Picked:
     def names(self) -> list[str]:
         """Names of all micrographs, in the order of the stack."""
         return [str(name) for name in self.micrographs.micrograph.values]
+
+    @cached_property
+    def search(self) -> Search:
+        """How they were looked for; what the method loads is loaded once for all pictures."""
+        return build_search(
+            self.micrographs,
+            self.method,
+            diameter_px=self.diameter_px,
+            threshold=self.threshold,
+            contrast=self.contrast,
+            **self.parameters,
+        )
 
     @cached_property
     def rows(self) -> Mapping[str, Array]:
@@ -170,7 +190,8 @@ def match_table(matches: Mapping[float, PickMatches]) -> tuple[Header, Rows]:
         best = found.best
         figures = (found.precision, found.recall, found.f1, found.average_precision, best.f1)
         row = [_figure(value) for value in figures]
-        rows.append((f"{radius:g} d", *row, f"{best.threshold:.3g}"))
+        score = f"{best.threshold:.3g}" if best.n_picks else "-"
+        rows.append((f"{radius:g} d", *row, score))
     return header, rows
 
 
@@ -262,8 +283,7 @@ def _known_section(picked: Picked) -> list[Section]:
         for radius, found in picked.matches.items()
     }
     text = "A pick is right if it lies as near, in diameters d, to a known particle that no better "
-    text += "pick has taken. AP is the average precision, and the best F1 is that of the best "
-    text += "threshold in hindsight. Where not all particles are known, precision is a lower "
+    text += f"pick has taken. {CAPTION} Where not all particles are known, precision is a lower "
     text += "bound. The curves end at the threshold; pick with a lower one to see how they go on."
     table = Table(header=header, rows=rows, is_figures=True)
     figure = draw_precision_recall(curves)
@@ -346,13 +366,7 @@ def read_micrograph(stack: xr.DataArray, index: int) -> xr.DataArray:
 
 def _map_scores(picked: Picked, image: xr.DataArray) -> tuple[Array, Extent]:
     """Score a micrograph, and tell the edges of the map in its pixels."""
-    found, scale = score_micrograph(
-        image,
-        picked.method,
-        diameter_px=picked.diameter_px,
-        contrast=picked.contrast,
-        **picked.parameters,
-    )
+    found, scale = score_image(image.values[0], picked.search, picked.device)
     h, w = found.scores.shape
     first, half = found.offset_px, found.step_px / 2
     left, top = scale.to_original(first - half, first - half)

@@ -10,7 +10,7 @@ from typing import Any
 from emdask.console import Stopwatch, count_text, follow_steps, say
 from emdask.io.coordinates import open_picks
 from emdask.io.weights import check_weights_target, save_weights
-from emdask.jobs import Source, check_diameters, options_text, paths_text
+from emdask.jobs import Source, options_text, paths_text
 from emdask.trainers import train_picker
 
 NOTHING = "none"
@@ -47,7 +47,6 @@ def train_picker_files(
     overwrite
         Whether an existing file gives way.
     """
-    check_diameters(parameters["diameter_A"], parameters["diameter_px"])
     check_weights_target(out, overwrite=overwrite)
     stack = source.open()
     height_px = stack.shape[1] if flip_y else None

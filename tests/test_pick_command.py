@@ -179,6 +179,7 @@ def test_known_particles_judge(folder):
     assert header[:4] == ["within", "precision", "recall", "F1"]
     assert near[:2] == ["0.2", "d"]
     assert far[:5] == ["0.5", "d", "1.000", "1.000", "1.000"]
+    assert "are of the picks above the threshold alone" in out
     assert "report -> seen.html" in out
     page = (folder / "seen.html").read_text(encoding="utf-8")
     assert "Picks and known particles" in page
@@ -214,8 +215,8 @@ def truncate(path: Path) -> None:
     [
         (["nowhere.mrc", "out", "--diameter-px", 20], "nowhere.mrc"),
         (["*.tif", "out", "--diameter-px", 20], "no file fits this pattern"),
-        (["m1.mrc", "out"], "one of them must be given, the diameter of a particle; got none"),
-        (["m1.mrc", "out", "--diameter-px", 20, "--diameter-A", 60], "got both"),
+        (["m1.mrc", "out"], "one of diameter_A and diameter_px must be given; got []"),
+        (["m1.mrc", "out", "--diameter-px", 20, "--diameter-A", 60], "got [60.0, 20.0]"),
         (["m1.mrc", "out", "--diameter-px", 190], "fit into the micrographs"),
         (["m1.mrc", "out", "--diameter-px", 2], "5 px at least"),
         (["m1.mrc", "out", "--diameter-px", -20], "diameter_px must be a number"),

@@ -13,6 +13,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from emdask import pick_report
 from emdask.pick_report import (
     Picked,
     choose_micrographs,
@@ -58,6 +59,7 @@ def picked(picks: pd.DataFrame | None = None, **changed: object) -> Picked:
         "diameter_px": DIAMETER_PX,
         "threshold": THRESHOLD,
         "contrast": "dark",
+        "device": "cpu",
         "seconds": 1.5,
     }
     return Picked(**(words | changed))
@@ -161,6 +163,34 @@ def test_micrographs_that_nobody_labelled_are_not_judged():
     assert [row[0] for row in rows] == ["0.2 d", "0.5 d"]
     assert len(header) == len(rows[0])
     assert rows[1][2] == "1.000"
+
+
+def test_a_method_loads_once_for_all_micrographs(tmp_path, monkeypatch):
+    seen = []
+
+    def note(name):
+        function = getattr(pick_report, name)
+
+        def noted(*arguments, **options):
+            seen.append((name, *arguments[2:]))
+            return function(*arguments, **options)
+
+        return noted
+
+    for name in ("build_search", "score_image"):
+        monkeypatch.setattr(pick_report, name, note(name))
+    template = {"template": np.ones((1, 20, 20)), "template_diameter_px": 16.0}
+    found = picked(picked().picks, method="template", parameters=template, device="cpu")
+    write_picks_page(tmp_path / "page.html", found)
+    assert seen == [("build_search",), *[("score_image", "cpu")] * 3]
+
+
+def test_no_picks_have_no_best_score():
+    empty = build_picks({"micrograph": [], "x_px": [], "y_px": [], "score": []}, NAMES)
+    alone = picked(empty, truth=known_picks())
+    assert [row[1:] for row in match_table(alone.matches)[1]] == [
+        ("-", "0.000", "0.000", "0.000", "0.000", "-")
+    ] * 2
 
 
 def test_many_micrographs_are_told_by_the_extremes(tmp_path):
