@@ -124,7 +124,7 @@ def test_defaults_are_those_of_the_function():
         (["m1.mrc", "a.zarr", "--diameter-px", 20], "must end in .safetensors"),
         (["m1.mrc", "no/a.safetensors", "--diameter-px", 20], "its folder does not exist"),
         (["m1.mrc", "old.safetensors", "--diameter-px", 20], "exists already"),
-        (["m1.mrc", "a.safetensors"], "one of them must be given"),
+        (["m1.mrc", "a.safetensors"], "one of diameter_A and diameter_px must be given"),
         (["no.mrc", "a.safetensors", "--diameter-px", 20], "no.mrc"),
         (["m1.mrc", "a.safetensors", "--diameter-px", 500], "fit into the micrographs"),
         (["m1.mrc", "a.safetensors", "--diameter-px", 20, "--picks", "no.csv"], "no.csv"),
