@@ -11,7 +11,8 @@ micrographs that the network has not seen; one that was left out on all, and fig
 both networks.
 
 "Iterated" is what ``emdask.train_picker`` does without labels: the network picks the micrographs
-that it is tested on, trains further on the picks that it is surest of, and picks again.
+that it is tested on, trains further on the picks that it is surest of, and picks again. Of the two
+networks the first alone is iterated.
 
 With --keep, networks are kept in that folder, and those that are there are not trained again.
 """
@@ -96,7 +97,7 @@ class Trial:
         weights: Weights = make()
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(weights, path)
+            save_weights(weights, path, overwrite=True)
         return weights
 
     def _train(self, chosen: Sequence[RealSet], half: int) -> Weights:
@@ -152,7 +153,8 @@ def test_on(
     """Return what is found at each radius, by the network of each half."""
     threshold = default_threshold("cnn")
     found: list[list[PickMatches]] = [[] for _ in RADII]
-    for half in range(N_HALVES if chosen else 1):
+    # Without molecules both would be the same; to iterate takes as long as to train.
+    for half in range(N_HALVES if chosen and not iterated else 1):
         model = trial.train(chosen, half)
         if iterated:
             model = trial.iterate(model, f"{_name(chosen)}-{half}", tested)
