@@ -187,10 +187,20 @@ NRounds = Annotated[
     ),
 ]
 NSteps = Annotated[
-    int, typer.Option(metavar="N", help="Steps of a round, of 16 pieces each.", min=1)
+    int, typer.Option(metavar="N", help="Steps of a round, of 8 pieces each.", min=1)
 ]
 NMicrographs = Annotated[
     int, typer.Option(metavar="N", help="Most micrographs to learn from.", min=1)
+]
+Labelled = Annotated[
+    float | None,
+    typer.Option(
+        metavar="FLOAT",
+        help="Share of the particles that is labelled in the micrographs of --picks (default: of "
+        "what the network finds that it starts from).",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
 ]
 Best = Annotated[
     float,

@@ -17,6 +17,7 @@ from emdask.checks import check_choice, check_integer, check_number, require, se
 from emdask.errors import StackError
 from emdask.io.weights import Weights
 from emdask.kernels.standard_micrographs import CONTRASTS, standardise
+from emdask.lazy import BAD_PIXELS
 from emdask.method import Picker, find_method
 from emdask.pickers import FAMILY, find_diameter, pick
 from emdask.picks import check_picks, pair_names
@@ -24,6 +25,8 @@ from emdask.placement import on_cards
 from emdask.stack import as_micrographs, micrograph_names
 
 WHAT = "train_picker"
+# Share of labels beyond the frame from which on they are taken to be in other pixels.
+MOST_OUTSIDE = 0.1
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
@@ -38,7 +41,7 @@ class PickerTraining:
         Of a particle, in px of the micrographs.
     contrast
         "dark" or "light" particles.
-    n_rounds, n_steps, best, seed
+    n_rounds, n_steps, labelled, best, seed, bad_pixels
         As of `train_picker`.
     device
         "cpu" or "cuda".
@@ -48,8 +51,10 @@ class PickerTraining:
     contrast: str
     n_rounds: int
     n_steps: int
+    labelled: float | None
     best: float
     seed: int
+    bad_pixels: str
     device: str
 
 
@@ -63,10 +68,12 @@ def train_picker(
     n_rounds: int = 1,
     n_steps: int = 300,
     n_micrographs: int = 40,
+    labelled: float | None = None,
     best: float = 0.7,
     contrast: str = "dark",
     seed: int = 0,
     device: str | None = None,
+    bad_pixels: str = "raise",
     on_progress: Progress | None = None,
 ) -> Weights:
     """Train the network of ``pick(..., "cnn")`` on the molecule at hand, at once.
@@ -92,16 +99,23 @@ def train_picker(
         Rounds of training. In each after the first the network that was trained picks, and what it
         is surest of joins the labels.
     n_steps
-        Steps of a round, each on 16 pieces of micrographs.
+        Steps of a round, each on 8 pieces of micrographs.
     n_micrographs
         Most micrographs to learn from: each takes some MB of memory.
+    labelled
+        Share of the particles that is labelled in the micrographs that labels name, 0.001 to 1: the
+        others are not taken for background. None takes as many particles for there as the network
+        finds that it starts from; without one, a fifth more than labels, so give it then.
     best
         Share of the picks of a network, 0 to 1, that it is surest of.
     seed
-        Of the random numbers: on one machine, the same seed gives the same weights.
+        Of the random numbers: on one machine, with the same device, number of threads and
+        libraries, the same seed gives the same weights.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. Training is done in this
         process; picking, on the active Dask client.
+    bad_pixels
+        "raise" or "replace", as of `emdask.pick`.
     on_progress
         Called as ``(what, done, total)`` while it goes on.
 
@@ -138,6 +152,11 @@ def train_picker(
     check_integer(WHAT, "seed", seed, 0)
     check_number(WHAT, "best", best, 0.01, 1)
     check_choice(WHAT, "contrast", contrast, CONTRASTS)
+    check_choice(WHAT, "bad_pixels", bad_pixels, BAD_PIXELS)
+    if labelled is not None:
+        check_number(WHAT, "labelled", labelled, 0.001, 1)
+        rule = "labelled is a share of the particles, and needs picks"
+        require(picks is not None, WHAT, rule, remedy="Pass the labels as picks, or leave it out.")
     require(
         picks is not None or start is not None,
         WHAT,
@@ -149,8 +168,10 @@ def train_picker(
         contrast=contrast,
         n_rounds=n_rounds,
         n_steps=n_steps,
+        labelled=labelled,
         best=best,
         seed=seed,
+        bad_pixels=bad_pixels,
         device=resolve_device(check_device(device, WHAT, record.score), record.score),
     )
     weights = None if start is None else _load(record, start)
@@ -170,7 +191,7 @@ def _load(record: Picker, model: Any) -> Weights:
 
 
 def _label(stack: xr.DataArray, picks: pd.DataFrame) -> dict[str, Array]:
-    """Places (n, 2) that labels name in each micrograph of the stack."""
+    """Places (n, 2) that labels name in each micrograph of the stack, those within its frame."""
     names = micrograph_names(stack).tolist()
     pairs = pair_names(picks["micrograph"].unique(), names)
     rule = "picks must name micrographs of the stack"
@@ -178,6 +199,14 @@ def _label(stack: xr.DataArray, picks: pd.DataFrame) -> dict[str, Array]:
         bool(pairs), WHAT, rule, picks["micrograph"].unique()[:3].tolist(), f"It has {names[:3]}."
     )
     known = picks.assign(micrograph=picks["micrograph"].map(pairs)).dropna(subset="micrograph")
+    height, width = stack.shape[1:]
+    is_inside = known["x_px"].between(-0.5, width - 0.5) & known["y_px"].between(-0.5, height - 0.5)
+    rule = f"labels must lie within the micrographs of {width} x {height} px"
+    n_outside = int((~is_inside).sum())
+    got = f"{n_outside} of {len(known)} outside"
+    remedy = "Are they in pixels of these micrographs, not of others at another binning?"
+    require(n_outside <= MOST_OUTSIDE * len(known), WHAT, rule, got, remedy)
+    known = known[is_inside]
     return {
         str(name): rows[["x_px", "y_px"]].to_numpy(np.float64)
         for name, rows in known.groupby("micrograph")
@@ -216,7 +245,7 @@ def _train(
                 image=images[name],
                 centres=np.column_stack(scales[name].to_standard(*learnt[name].T)),
                 fully_labelled=False,
-                expected=None if found is None else float(max(len(found[name]), len(learnt[name]))),
+                expected=_expect(name, learnt, labels, found, training.labelled),
             )
             for name in images
             if name in learnt
@@ -238,6 +267,19 @@ def _train(
     return replace(weights, about=about | {f"trained_{key}": str(told[key]) for key in told})
 
 
+def _expect(
+    name: str,
+    learnt: Mapping[str, Array],
+    labels: Mapping[str, Array] | None,
+    found: Mapping[str, pd.DataFrame] | None,
+    labelled: float | None,
+) -> float | None:
+    """How many particles a micrograph is taken to have; None where nothing tells."""
+    if labelled is not None and labels is not None and name in labels:
+        return max(len(labels[name]) / labelled, len(learnt[name]))
+    return None if found is None else float(max(len(found[name]), len(learnt[name])))
+
+
 def _standardise(
     stack: xr.DataArray, training: PickerTraining, standard_px: float, on_progress: Progress
 ) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -246,9 +288,14 @@ def _standardise(
     for i, name in enumerate(stack.micrograph.values.tolist()):
         on_progress("reading micrographs", i, len(stack))
         image = stack[i].values
-        if not np.isfinite(image).all():
-            rule = f"{name} has NaN or infinite pixels"
-            raise StackError(sentence(WHAT, rule, remedy="Leave it out."))
+        finite = np.isfinite(image)
+        if not finite.all():
+            if training.bad_pixels == "raise":
+                rule = f"{name} has NaN or infinite pixels"
+                remedy = 'Leave it out, or pass bad_pixels="replace" (--bad-pixels replace).'
+                raise StackError(sentence(WHAT, rule, remedy=remedy))
+            mean = image[finite].mean(dtype=np.float64) if finite.any() else 0.0
+            image = np.where(finite, image, image.dtype.type(mean))
         images[name], scales[name] = standardise(
             image, training.diameter_px, standard_px, training.contrast
         )
@@ -267,6 +314,7 @@ def _find(
         diameter_px=training.diameter_px,
         contrast=training.contrast,
         device=training.device,
+        bad_pixels=training.bad_pixels,
     )
     with on_cards(training.device):
         table = table.compute()

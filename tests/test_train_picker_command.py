@@ -66,6 +66,7 @@ def test_options_reach_the_function(folder, trainer):
     words = ["--picks", "labels.csv", "--diameter-A", 60, "--contrast", "light", "--n-rounds", 2]
     words += ["--n-steps", 7, "--n-micrographs", 5, "--best", 0.4, "--seed", 3, "--device", "cpu"]
     words += ["--start", "simulated", "--pixel-size-A", 2.5]
+    words += ["--labelled", 0.25, "--bad-pixels", "replace"]
     code, out, err = call(*NAMES, "a.safetensors", *words)
     assert (code, err) == (0, "")
     given = trainer.given
@@ -80,9 +81,11 @@ def test_options_reach_the_function(folder, trainer):
         "n_rounds": 2,
         "n_steps": 7,
         "n_micrographs": 5,
+        "labelled": 0.25,
         "best": 0.4,
         "seed": 3,
         "device": "cpu",
+        "bad_pixels": "replace",
     }
     first, second = out.splitlines()
     assert first.startswith("learnt from 8 particles in 2 micrographs (")

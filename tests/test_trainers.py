@@ -125,6 +125,66 @@ def test_a_few_labels_are_enough(
     assert average_precision(taught, stack, truth) > 0.9
 
 
+class Training:
+    """Stands in for `train_network`, and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.examples: list[Any] = []
+
+    def __call__(self, examples: Any, **more: Any) -> dict[str, np.ndarray]:
+        self.examples = list(examples)
+        return dict(more["start"] or {"a": np.zeros(1, np.float32)})
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    training = Training()
+    monkeypatch.setattr("emdask.kernels.picker_training.train_network", training)
+    return training
+
+
+def test_the_share_that_is_labelled_says_how_many_particles_there_are(
+    scene: tuple[xr.DataArray, pd.DataFrame], training: Training
+) -> None:
+    stack, truth = scene
+    few = truth.groupby("micrograph").head(4)
+    for start, labelled, shares in (
+        (None, 0.25, [0.25] * 3),
+        (None, None, [1 / 1.2] * 3),
+        ("general", 0.1, [0.1] * 3),
+        (None, 1.0, [1.0] * 3),
+    ):
+        train(stack, few, start=start, labelled=labelled)
+        assert [example.share for example in training.examples] == pytest.approx(shares)
+    train(stack, few)
+    assert all(example.share < 0.5 for example in training.examples)
+
+
+def test_labels_beyond_the_frame_are_left_out(
+    scene: tuple[xr.DataArray, pd.DataFrame], training: Training
+) -> None:
+    stack, truth = scene
+    some = truth.copy()
+    some.loc[some.index[[0, 1]], "x_px"] = [-3.0, 160.0]
+    train(stack, some, start=None)
+    assert [len(example.centres) for example in training.examples] == [14, 16, 16]
+    binned = truth.assign(x_px=2 * truth.x_px, y_px=2 * truth.y_px)
+    with pytest.raises(ParameterError, match=r"micrographs of 160 x 160 px; got"):
+        train(stack, binned, start=None)
+
+
+def test_bad_pixels_are_replaced_where_that_is_asked(
+    scene: tuple[xr.DataArray, pd.DataFrame], training: Training
+) -> None:
+    stack, truth = scene
+    broken = stack.copy(deep=True)
+    broken[1, 3, 3] = np.nan
+    train(broken, truth, bad_pixels="replace")
+    sound, mended = (training.examples[i].image for i in (0, 1))
+    assert np.isfinite(mended).all()
+    assert mended.std() == pytest.approx(sound.std(), rel=0.1)
+
+
 def test_what_is_wrong_is_said(scene: tuple[xr.DataArray, pd.DataFrame], tmp_path: Path) -> None:
     stack, truth = scene
     with pytest.raises(ParameterError, match="without a network to start from it needs labels"):
@@ -135,6 +195,10 @@ def test_what_is_wrong_is_said(scene: tuple[xr.DataArray, pd.DataFrame], tmp_pat
         emdask.train_picker(stack, truth)
     with pytest.raises(ParameterError, match="n_rounds must be an integer of at least 1"):
         train(stack, truth, n_rounds=0)
+    with pytest.raises(ParameterError, match="labelled is a share of the particles, and needs pic"):
+        train(stack, None, labelled=0.5)
+    with pytest.raises(ParameterError, match="labelled must be a number in"):
+        train(stack, truth, labelled=0)
     with pytest.raises(FileNotFoundError):
         train(stack, truth, start=str(tmp_path / "none.safetensors"))
     (tmp_path / "bad.safetensors").write_bytes(b"no weights at all")
