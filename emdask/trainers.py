@@ -90,7 +90,7 @@ def train_picker(
         Labels: columns ``micrograph``, ``x_px``, ``y_px``, as `emdask.open_picks` gives; on the
         micrographs that they name most particles should not have been left out on purpose, but many
         may be missing. None where there are none.
-    diameter_A, diameter_px, contrast
+    diameter_A, diameter_px
         As of `emdask.pick`.
     start
         Network that it starts from: "general", "simulated", the path of weights, or weights; None
@@ -108,6 +108,8 @@ def train_picker(
         finds that it starts from; without one, a fifth more than labels, so give it then.
     best
         Share of the picks of a network, 0 to 1, that it is surest of.
+    contrast
+        As of `emdask.pick`.
     seed
         Of the random numbers: on one machine, with the same device, number of threads and
         libraries, the same seed gives the same weights.
