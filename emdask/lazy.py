@@ -228,7 +228,7 @@ def _apply_block(
     block_id: tuple[int, ...],
     model: Any = None,
 ) -> Images:
-    images = _clean(images, int(starts[block_id[0]]), bad_pixels)
+    images = clean_pixels(images, int(starts[block_id[0]]), bad_pixels)
     where = resolve_device(device, method.apply)
     arguments = (params,) if method.learn is None else (params, model)
     function, along = method.apply[where], {}
@@ -246,8 +246,33 @@ def _starts(images: da.Array) -> npt.NDArray[np.int64]:
     return np.cumsum([0, *images.chunks[0][:-1]])
 
 
-def _clean(images: Images, first: int, bad_pixels: str) -> Images:
-    """Refuse or replace NaN and infinite pixels; images whose pixels are integers pass."""
+def clean_pixels(images: Images, first: int, bad_pixels: str) -> Images:
+    """Refuse or replace NaN and infinite pixels; images whose pixels are integers pass.
+
+    Parameters
+    ----------
+    images : array, shape (n, h, w)
+        NumPy or CuPy.
+    first
+        Number of the first of them, for the message.
+    bad_pixels
+        As of `map_images`.
+
+    Returns
+    -------
+    array, shape (n, h, w)
+        The very images where nothing is wrong with them.
+
+    Raises
+    ------
+    StackError
+        Of the first image with such pixels, if they are to raise.
+
+    Examples
+    --------
+    >>> clean_pixels(np.array([[[1.0, np.nan, 3.0]]]), 0, "replace").tolist()
+    [[[1.0, 2.0, 3.0]]]
+    """
     if images.dtype.kind != "f":
         return images
     xp = array_namespace(images)
@@ -361,7 +386,7 @@ def _cut_block(
     parts: Images = array_namespace(images).empty((len(table), *shape), np.float32)
     ends = [*starts[1:], len(table)]
     for i, (number, start, end) in enumerate(zip(numbers, starts, ends, strict=True)):
-        image = _clean(images[i : i + 1], int(number), bad_pixels)[0]
+        image = clean_pixels(images[i : i + 1], int(number), bad_pixels)[0]
         with one_blas_thread:
             parts[start:end] = cut(image, table[start:end, 0, 1:], params)
     return parts
@@ -560,7 +585,7 @@ def _sum_block(
     first: int,
     along: Mapping[str, Any],
 ) -> Any:
-    images = _clean(images, first, bad_pixels)
+    images = clean_pixels(images, first, bad_pixels)
     where = resolve_device(device, chunk)
     with one_blas_thread:
         return chunk[where](images, image_ids, params, n_images, **along)
@@ -719,7 +744,6 @@ def map_tables(
     supported: Collection[str],
     model: Any = None,
     bad_pixels: str = "raise",
-    **options: Any,
 ) -> Any:
     """Make a table of what is found in every block of whole images.
 
@@ -730,8 +754,8 @@ def map_tables(
     labels : array, shape (n,)
         What each image is called in the table.
     function
-        ``(images, labels, *, device, model, **options) -> columns``: a module-level function of a
-        block (m, h, w), the names of its images, and the device "cpu" or "cuda".
+        ``(images, labels, *, device, model) -> columns``: a module-level function of a block (m, h,
+        w), the names of its images, and the device "cpu" or "cuda".
     columns
         Name to pandas dtype, in order.
     name
@@ -744,8 +768,6 @@ def map_tables(
         What all blocks need; a worker gets it once.
     bad_pixels
         As of `map_images`.
-    **options
-        Passed on to ``function``.
 
     Returns
     -------
@@ -756,7 +778,7 @@ def map_tables(
     """
     from dask.dataframe.dask_expr import from_graph
 
-    what = {"columns": columns, "supported": supported, "bad_pixels": bad_pixels, **options}
+    what = {"columns": columns, "supported": supported, "bad_pixels": bad_pixels}
     token = tokenize(images.name, labels, function, device, model, what)
     prefix, model_key = f"{name}-{token}", (f"{name}-model-{token}", 0)
     keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
@@ -811,11 +833,11 @@ def _tabulate(
     device: str,
     supported: Collection[str],
     bad_pixels: str,
-    **options: Any,
+    model: Any,
 ) -> Any:
-    images = _clean(images, first, bad_pixels)
+    images = clean_pixels(images, first, bad_pixels)
     with one_blas_thread:
-        found = function(images, labels, device=resolve_device(device, supported), **options)
+        found = function(images, labels, device=resolve_device(device, supported), model=model)
     return _as_table(found, columns)
 
 
@@ -865,7 +887,7 @@ def _insert_blocks(
     optics: Optics | None,
 ) -> Any:
     images = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    images = _clean(images, first, bad_pixels)
+    images = clean_pixels(images, first, bad_pixels)
     insert = record.insert[resolve_device(device, record.insert)]
     with one_blas_thread:
         return insert(sums, images, params, **along, optics=optics)

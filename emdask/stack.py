@@ -243,6 +243,36 @@ def image_ids(stack: xr.DataArray) -> Any:
     return np.arange(stack.shape[0]) if known is None else np.atleast_1d(known.values)
 
 
+def one_pixel_size(stack: xr.DataArray, what: str, remedy: str) -> float | None:
+    """Return the pixel size of all images in Å; None where it is not known.
+
+    Parameters
+    ----------
+    stack
+        Images.
+    what, remedy
+        The verb, and what to do where sizes differ, for the message.
+
+    Raises
+    ------
+    StackError
+        If it is not the same for all.
+
+    Examples
+    --------
+    >>> one_pixel_size(as_stack(np.zeros((2, 8, 8))).assign_attrs(pixel_size_A=1.5), "pick", "")
+    1.5
+    """
+    if "pixel_size_A" not in stack.coords:
+        size_A = stack.attrs.get("pixel_size_A")
+        return None if size_A is None else float(size_A)
+    sizes_A = np.unique(stack.coords["pixel_size_A"].values)
+    if len(sizes_A) > 1:
+        rule = "images must have one pixel size"
+        raise StackError(sentence(what, rule, sizes_A.tolist(), remedy))
+    return float(sizes_A[0])
+
+
 def micrograph_names(stack: xr.DataArray) -> npt.NDArray[Any]:
     """Return what each micrograph is called in a table of picks; all are different.
 

@@ -17,7 +17,7 @@ from emdask.checks import check_choice, check_integer, check_number, require, se
 from emdask.errors import StackError
 from emdask.io.weights import Weights
 from emdask.kernels.standard_micrographs import CONTRASTS, standardise
-from emdask.lazy import BAD_PIXELS
+from emdask.lazy import BAD_PIXELS, clean_pixels
 from emdask.method import Picker, find_method
 from emdask.pickers import FAMILY, find_diameter, pick
 from emdask.picks import check_picks, pair_names
@@ -290,14 +290,11 @@ def _standardise(
     for i, name in enumerate(stack.micrograph.values.tolist()):
         on_progress("reading micrographs", i, len(stack))
         image = stack[i].values
-        finite = np.isfinite(image)
-        if not finite.all():
-            if training.bad_pixels == "raise":
-                rule = f"{name} has NaN or infinite pixels"
-                remedy = 'Leave it out, or pass bad_pixels="replace" (--bad-pixels replace).'
-                raise StackError(sentence(WHAT, rule, remedy=remedy))
-            mean = image[finite].mean(dtype=np.float64) if finite.any() else 0.0
-            image = np.where(finite, image, image.dtype.type(mean))
+        if training.bad_pixels == "raise" and not np.isfinite(image).all():
+            rule = f"{name} has NaN or infinite pixels"
+            remedy = 'Leave it out, or pass bad_pixels="replace" (--bad-pixels replace).'
+            raise StackError(sentence(WHAT, rule, remedy=remedy))
+        image = clean_pixels(image[None], i, training.bad_pixels)[0]
         images[name], scales[name] = standardise(
             image, training.diameter_px, standard_px, training.contrast
         )

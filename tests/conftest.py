@@ -64,6 +64,14 @@ def cuda_on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.fixture
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands run on the threads of the process."""
+    from tests.command_line import local_threads
+
+    monkeypatch.setattr("emdask.jobs.connect_quietly", local_threads)
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     """Seeded random numbers."""
     return np.random.default_rng(20261122)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
@@ -13,14 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from emdask.backend import why_no_cuda
-from emdask.cli import app, error_text, resume_hint
+from emdask.cli import error_text, resume_hint
 from emdask.commands import blur_denoised
 from emdask.ctf_correctors import phase_flip
 from emdask.denoisers.bm3d import METHOD
@@ -30,6 +27,7 @@ from emdask.method import find_homes
 from emdask.options import parse_value
 from emdask.simulators.demo_images import demo_particles
 from emdask.stack import optics_of
+from tests.command_line import call, local_threads
 from tests.fake_models import covariance_model, dictionary_model
 
 PLUGIN = '''"""Grey levels times a number."""
@@ -40,6 +38,7 @@ from typing import Literal
 
 from emdask.checks import check_number
 from emdask.method import Method, parameter
+from tests.command_line import call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +98,6 @@ def stack_path(made_once: Path, tmp_path: Path) -> Path:
     """A copy of them that a test may damage."""
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     return tmp_path / "in.star"
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    """Run a command in this process."""
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-@contextlib.contextmanager
-def local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    """Stand in for workers, which take seconds to start."""
-    yield SimpleNamespace(dashboard_link=None)
 
 
 def start(folder: Path, *words: object, cwd: Path) -> subprocess.Popen[str]:

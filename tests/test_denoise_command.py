@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,13 +15,9 @@ from emdask.io import open_model, open_stack, save_stack
 from emdask.phantoms import phantom
 from emdask.plots import png_bytes
 from emdask.simulators import simulate
+from tests.command_line import local_threads
 
 N_IMAGES, BOX_PX = 60, 24
-
-
-@contextlib.contextmanager
-def _local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(dashboard_link=None)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     with pytest.MonkeyPatch.context() as patch:
         # Starting workers takes seconds and has its own tests.
-        patch.setattr("emdask.jobs.connect_quietly", _local_threads)
+        patch.setattr("emdask.jobs.connect_quietly", local_threads)
         patch.chdir(folder)
         words = ["denoise", "in.star", "out.mrcs", "--method", "cwf", "--save-model", "m.zarr"]
         call(*words, "--report", "seen.html", "--preview", "seen.svg")

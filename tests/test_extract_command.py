@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from emdask.cli import app, resume_hint
+from emdask.cli import resume_hint
 from emdask.extractors import extract
 from emdask.io import open_stack, save_picks
+from tests.command_line import call
 from tests.fake_micrographs import NAMES, PIXEL_SIZE_A, SHAPE, known_picks, write_micrographs
 
-
-@contextlib.contextmanager
-def _local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(dashboard_link=None)
-
-
-@pytest.fixture(autouse=True)
-def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting workers takes seconds and has its own tests."""
-    monkeypatch.setattr("emdask.jobs.connect_quietly", _local_threads)
+pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +33,6 @@ def folder(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("out", ["a.mrcs", "a.zarr"])

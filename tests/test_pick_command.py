@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,9 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from emdask.cli import app
 from emdask.errors import EmdaskError
 from emdask.io import open_picks, open_stack, save_picks, save_stack
 from emdask.jobs import paths_text
@@ -24,20 +20,13 @@ from emdask.pickers import pick
 from emdask.picks import NAMES
 from emdask.stack import build_stack
 from tests import fake_micrographs
+from tests.command_line import call
 from tests.fake_micrographs import CENTRES, DIAMETER_PX, known_picks, write_micrographs
 
 NUMBERED = ("000001@a.mrcs", "000002@a.mrcs", "b.mrcs")
 
 
-@contextlib.contextmanager
-def _local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(dashboard_link=None)
-
-
-@pytest.fixture(autouse=True)
-def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting workers takes seconds and has its own tests."""
-    monkeypatch.setattr("emdask.jobs.connect_quietly", _local_threads)
+pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 @pytest.fixture(scope="session")
@@ -53,12 +42,6 @@ def folder(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def call_log(*words: object) -> tuple[int, str, str]:

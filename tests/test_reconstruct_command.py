@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from emdask.cli import app
 from emdask.denoisers import denoise
 from emdask.io import open_stack, open_volume, save_stack, save_volume
 from emdask.kernels.masks import mask_from_volume
@@ -22,17 +17,9 @@ from emdask.reconstruct_command import describe_mask, judge
 from emdask.reconstructors import reconstruct
 from emdask.simulators import simulate
 from emdask.volumes import build_volume
+from tests.command_line import call
 
-
-@contextlib.contextmanager
-def _local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(dashboard_link=None)
-
-
-@pytest.fixture(autouse=True)
-def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting workers takes seconds and has its own tests."""
-    monkeypatch.setattr("emdask.jobs.connect_quietly", _local_threads)
+pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +36,6 @@ def folder(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(made_once, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_maps_are_those_of_the_function(folder):

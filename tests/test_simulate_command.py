@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from emdask.cli import app, resume_hint
+from emdask.cli import resume_hint
 from emdask.io import open_stack, save_volume
 from emdask.io.star_text import parse_star
 from emdask.phantoms import phantom
@@ -22,6 +18,7 @@ from emdask.simulators import simulate
 from emdask.simulators.micrographs import simulate_micrographs
 from emdask.structures import volume_from_structure
 from emdask.volumes import build_volume
+from tests.command_line import call
 
 # Two atoms of carbon and one of nitrogen, 10 Å apart.
 STRUCTURE = """\
@@ -31,27 +28,13 @@ ATOM      3  N   ALA B   1      20.000  30.000  30.000  1.00  0.00           N
 """
 
 
-@contextlib.contextmanager
-def _local_threads(*_: object, **__: object) -> Iterator[SimpleNamespace]:
-    yield SimpleNamespace(dashboard_link=None)
-
-
-@pytest.fixture(autouse=True)
-def _no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Starting workers takes seconds and has its own tests."""
-    monkeypatch.setattr("emdask.jobs.connect_quietly", _local_threads)
+pytestmark = pytest.mark.usefixtures("no_workers")
 
 
 @pytest.fixture
 def map_path(tmp_path: Path) -> Path:
     volume = phantom(8, radius_A=20, width_A=6.0).volume(24, 3.0)
     return save_volume(volume, tmp_path / "map.mrc")
-
-
-def call(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
 
 
 def test_options_are_those_of_the_function(map_path):

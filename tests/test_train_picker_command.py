@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from emdask import cli
 from emdask.errors import MissingLibraryError
@@ -16,6 +15,7 @@ from emdask.io import save_picks
 from emdask.io.weights import Weights, open_weights
 from emdask.train_picker_command import propose_diameter
 from emdask.trainers import train_picker
+from tests import command_line
 from tests.fake_micrographs import NAMES, SHAPE, known_picks, write_micrographs
 
 
@@ -57,9 +57,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
 
 
 def call(*words: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(cli.app, ["train-picker", *(str(word) for word in words)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
+    return command_line.call("train-picker", *words)
 
 
 def test_options_reach_the_function(folder, trainer):

@@ -17,11 +17,12 @@ from emdask.kernels.picking import ScoreMap, clean_scores, filter_peaks
 from emdask.kernels.standard_micrographs import CONTRASTS, Scale, standardise
 from emdask.lazy import BAD_PIXELS, map_tables
 from emdask.method import Picker, resolve_method
-from emdask.stack import as_micrographs, micrograph_names
+from emdask.stack import as_micrographs, micrograph_names, one_pixel_size
 
 FAMILY = __name__
 WHAT = "pick"
 COLUMNS = {"micrograph": "str", "x_px": "float64", "y_px": "float64", "score": "float64"}
+SIZE_BY_SIZE = "Pick those of each size by themselves."
 # A particle of fewer pixels is no more than a dot.
 LEAST_DIAMETER_PX = 5.0
 # Of a standard micrograph: some 32 bytes a pixel are needed.
@@ -268,7 +269,7 @@ def build_search(
     require(n_pixels <= MOST_STANDARD_PIXELS, WHAT, rule, f"{diameter_px:g} px", remedy)
     model = None
     if record.load is not None:
-        pixel_A = find_pixel_size(stack)
+        pixel_A = one_pixel_size(stack, WHAT, SIZE_BY_SIZE)
         model = record.load(params, None if pixel_A is None else diameter_px * pixel_A)
     return Search(
         name=name,
@@ -411,7 +412,7 @@ def find_diameter(
     require(len(given) == 1, what, rule, given, remedy)
     if diameter_A is not None:
         check_number(what, "diameter_A", diameter_A, 1e-3)
-        pixel_A = find_pixel_size(stack, what)
+        pixel_A = one_pixel_size(stack, what, SIZE_BY_SIZE)
         if pixel_A is None:
             rule = "diameter_A is in Å, and the pixel size of the micrographs is not known"
             remedy = "Pass diameter_px, or open_stack(..., pixel_size_A=...)."
@@ -426,27 +427,3 @@ def find_diameter(
     remedy = "Is it in the right unit, and the pixel size right?"
     require(fits, what, rule, f"{diameter_px:g} px", remedy)
     return float(diameter_px)
-
-
-def find_pixel_size(stack: xr.DataArray, what: str = WHAT) -> float | None:
-    """Return the pixel size of micrographs in Å, None where it is not known.
-
-    Raises
-    ------
-    StackError
-        If it is not the same for all.
-
-    Examples
-    --------
-    >>> find_pixel_size(as_micrographs(np.zeros((8, 8)), "pick"))
-    """
-    if "pixel_size_A" not in stack.coords:
-        size_A = stack.attrs.get("pixel_size_A")
-        return None if size_A is None else float(size_A)
-    sizes_A = np.unique(stack.coords["pixel_size_A"].values)
-    if len(sizes_A) > 1:
-        rule = "micrographs must have one pixel size"
-        raise StackError(
-            sentence(what, rule, sizes_A.tolist(), "Pick those of each size by themselves.")
-        )
-    return float(sizes_A[0])

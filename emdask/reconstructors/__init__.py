@@ -18,7 +18,7 @@ from emdask.kernels.resolutions import crossing
 from emdask.kernels.shells import shell_frequencies
 from emdask.lazy import BAD_PIXELS, fold_images, label_arrays, map_signature
 from emdask.method import resolve_method
-from emdask.stack import add_provenance, as_stack, image_ids, optics_of
+from emdask.stack import add_provenance, as_stack, image_ids, one_pixel_size, optics_of
 from emdask.variables import ANGLES, SHIFTS
 from emdask.volumes import VOLUME_DIMS
 
@@ -98,7 +98,9 @@ def reconstruct(
     source = as_stack(stack)
     _check_square(source)
     along = _along(source, params.half_maps)
-    known = {**source.attrs, **_pixel_size(source)}
+    remedy = "Reconstruct the images of each size by themselves."
+    size_A = one_pixel_size(source, WHAT, remedy)
+    known = {**source.attrs, **({} if size_A is None else {"pixel_size_A": size_A})}
     params = record.complete(params, known, source.shape) if record.complete else params
     maps = fold_images(
         source.data,
@@ -121,18 +123,6 @@ def _check_square(stack: xr.DataArray) -> None:
         rule = "images must be square, with the particle's centre in the middle"
         remedy = "Pad or crop them."
         raise StackError(sentence(WHAT, rule, stack.shape[1:], remedy))
-
-
-def _pixel_size(stack: xr.DataArray) -> dict[str, float]:
-    """Pixel size of the images where it is a coordinate; one for all."""
-    if "pixel_size_A" not in stack.coords:
-        return {}
-    sizes = np.unique(stack.coords["pixel_size_A"].values)
-    if len(sizes) > 1:
-        rule = "images must have one pixel size"
-        remedy = "Reconstruct the images of each size by themselves."
-        raise StackError(sentence(WHAT, rule, sizes.tolist(), remedy))
-    return {"pixel_size_A": float(sizes[0])}
 
 
 def _along(stack: xr.DataArray, half_maps: bool) -> dict[str, npt.NDArray[Any]]:
