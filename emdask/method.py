@@ -147,6 +147,8 @@ class Picker:
     loaded
         Parameters that ``load`` alone reads, and that may be None afterwards: they stay on the
         client.
+    threshold_of
+        ``(model) -> threshold``, where models have thresholds of their own.
     """
 
     params: type
@@ -155,6 +157,7 @@ class Picker:
     threshold: float
     load: Callable[[Any, float | None], Any] | None = None
     loaded: tuple[str, ...] = ()
+    threshold_of: Callable[[Any], float] | None = None
 
 
 RECORDS = (Method, Reconstructor, Picker)

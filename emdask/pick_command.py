@@ -28,8 +28,7 @@ from emdask.jobs import (
     options_text,
     paths_text,
 )
-from emdask.method import resolve_method
-from emdask.pickers import FAMILY, find_diameter, pick
+from emdask.pickers import build_search, run_search
 from emdask.picks import NAMES, pair_names
 from emdask.placement import on_cards
 from emdask.stack import micrograph_names
@@ -105,21 +104,20 @@ def pick_files(
     require(kind == MICROGRAPHS, "pick", rule, kind, remedy)
     names = [str(name) for name in micrograph_names(stack)]
     stack = stack.assign_coords(micrograph=("image", names))
-    options = {**search, "device": device, "bad_pixels": bad_pixels, **parameters}
     # Before workers start: a wrong parameter or file is to be told at once.
-    table = pick(stack, method, **options)
-    diameter_px = find_diameter(stack, search["diameter_A"], search["diameter_px"])
-    box_px = output.box_px or propose_box(diameter_px)
+    looked_for = build_search(stack, method, **search, **parameters)
+    table = run_search(stack, looked_for, device=device, bad_pixels=bad_pixels)
+    box_px = output.box_px or propose_box(looked_for.diameter_px)
     target: dict[str, Any] = {"format": output.format, "overwrite": output.overwrite}
     target["box_px"] = box_px
     check_picks_target(output.path, names, **target)
     known = None if truth is None else open_known(truth, stack, flip_y=flip_y)
-    _, record, _ = resolve_method(FAMILY, method, parameters)
-    here = check_device(device, method, record.score)
+    supported = looked_for.record.score
+    here = check_device(device, method, supported)
     if report is not None:
         # The page is made by this process, on the device that was named.
-        here = resolve_device(here, record.score)
-    with workers.connect(record.score, device) as client:
+        here = resolve_device(here, supported)
+    with workers.connect(supported, device) as client:
         watch = Stopwatch()
         with follow_images(method, len(names), client.dashboard_link, MICROGRAPHS) as on_progress:
             picks = compute_picks(table, client, device, on_progress, len(names))
@@ -128,8 +126,7 @@ def pick_files(
     path = save_picks(picks, output.path, **target)
     n_micrographs = count_text(len(names), "micrograph")
     say(f"{n_micrographs}, {method} ({rate_text(len(names), seconds, MICROGRAPHS)}) -> {path}")
-    threshold = record.threshold if search["threshold"] is None else search["threshold"]
-    for line in describe_picks(picks, threshold):
+    for line in describe_picks(picks, looked_for.threshold):
         say(line)
     if report is not None or known is not None:
         from emdask.pick_report import CAPTION, Picked, match_table, write_picks_page
@@ -137,11 +134,8 @@ def pick_files(
         picked = Picked(
             micrographs=stack,
             picks=picks,
-            method=method,
+            search=looked_for,
             parameters=parameters,
-            diameter_px=diameter_px,
-            threshold=threshold,
-            contrast=search["contrast"],
             device=here,
             seconds=seconds,
             truth=known,

@@ -24,7 +24,7 @@ from emdask.pick_plots import (
     draw_scores,
     shrink_micrograph,
 )
-from emdask.pickers import Search, build_search, score_image
+from emdask.pickers import Search, score_image
 from emdask.picks import NAMES, bare_name
 from emdask.plots import about_median, montage, png_bytes, svg_text, typical_limits
 from emdask.report import (
@@ -68,14 +68,10 @@ class Picked:
         What was picked from, with the coordinate ``micrograph``.
     picks
         What `emdask.pick` found, computed; its names are those of the micrographs.
-    method, parameters
-        Of `emdask.pick`.
-    diameter_px
-        Of a particle.
-    threshold
-        Least score of a pick.
-    contrast
-        "dark" or "light".
+    search
+        How they were looked for.
+    parameters
+        Those of the method that were given.
     device
         "cpu" or "cuda": where the micrographs that are shown are scored.
     seconds
@@ -87,11 +83,8 @@ class Picked:
 
     micrographs: xr.DataArray
     picks: pd.DataFrame
-    method: str
+    search: Search
     parameters: Mapping[str, Any]
-    diameter_px: float
-    threshold: float
-    contrast: str
     device: str
     seconds: float
     truth: pd.DataFrame | None = None
@@ -100,18 +93,6 @@ class Picked:
     def names(self) -> list[str]:
         """Names of all micrographs, in the order of the stack."""
         return [str(name) for name in self.micrographs.micrograph.values]
-
-    @cached_property
-    def search(self) -> Search:
-        """How they were looked for; what the method loads is loaded once for all pictures."""
-        return build_search(
-            self.micrographs,
-            self.method,
-            diameter_px=self.diameter_px,
-            threshold=self.threshold,
-            contrast=self.contrast,
-            **self.parameters,
-        )
 
     @cached_property
     def rows(self) -> Mapping[str, Array]:
@@ -133,7 +114,7 @@ class Picked:
             radius: match_picks(
                 self.picks,
                 self.truth,
-                radius_px=radius * self.diameter_px,
+                radius_px=radius * self.search.diameter_px,
                 micrographs=self.truth.attrs[NAMES],
             )
             for radius in RADII
@@ -158,7 +139,7 @@ def summary_rows(picked: Picked) -> Rows:
         ("particles", f"{len(picked.picks):,}"),
         ("a micrograph, median", f"{np.median(counts):g}"),
         ("a micrograph, fewest to most", f"{counts.min():,} to {counts.max():,}"),
-        ("threshold of the score", f"{picked.threshold:g}"),
+        ("threshold of the score", f"{picked.search.threshold:g}"),
     ]
     if len(picked.picks):
         low, middle, high = np.percentile(picked.picks.score, [0, 50, 100])
@@ -244,9 +225,9 @@ def write_picks_page(path: str | Path, picked: Picked) -> Path:
     pixels = f"{w} x {h} pixels" + (f" of {size_A:g} Å" if size_A else "")
     return write_report(
         path,
-        title=f"Particles picked by {picked.method}",
+        title=f"Particles picked by {picked.search.name}",
         text=f"{n:,} micrograph{'' if n == 1 else 's'} of {pixels}; a particle has a diameter of "
-        f"{picked.diameter_px:.4g} px.",
+        f"{picked.search.diameter_px:.4g} px.",
         headline=_headline(picked),
         sections=[
             *_known_section(picked),
@@ -297,12 +278,12 @@ def _micrograph_section(picked: Picked, index: int) -> Section:
     own = picked.picks.iloc[picked.rows.get(name, [])]
     scores, extent = _map_scores(picked, image)
     figure = draw_picks(
-        shrink_micrograph(image.values[0], picked.diameter_px),
+        shrink_micrograph(image.values[0], picked.search.diameter_px),
         own.x_px,
         own.y_px,
         own.score,
-        diameter_px=picked.diameter_px,
-        threshold=picked.threshold,
+        diameter_px=picked.search.diameter_px,
+        threshold=picked.search.threshold,
         scores=scores,
         extent=extent,
         missed_px=_missed(picked, name),
@@ -333,7 +314,7 @@ def _rank_text(counts: Array, index: int) -> str:
 def _bright(picked: Picked) -> float:
     """Score of the brightest colour in all pictures; lumps of ice may be far above it."""
     scores = picked.picks.score.to_numpy()
-    return float(np.percentile(scores, BRIGHTEST)) if len(scores) else picked.threshold
+    return float(np.percentile(scores, BRIGHTEST)) if len(scores) else picked.search.threshold
 
 
 def read_micrograph(stack: xr.DataArray, index: int) -> xr.DataArray:
@@ -400,7 +381,7 @@ def _scores_section(picked: Picked) -> Section:
         text="Two heaps with a valley between are particles and noise: a threshold in the valley "
         "tells them apart.",
         table=Table(header=("", ""), rows=summary_rows(picked)),
-        drawing=svg_text(draw_scores(parts, picked.threshold)),
+        drawing=svg_text(draw_scores(parts, picked.search.threshold)),
     )
 
 
@@ -435,11 +416,11 @@ def _particles_section(picked: Picked, shown: Sequence[int]) -> list[Section]:
 def _box_px(picked: Picked) -> int:
     """Side of a thumbnail's box, which `extract` wants to be an even multiple of the binning."""
     step = 2 * _bin(picked)
-    return step * max(2, math.ceil(BOX * picked.diameter_px / step))
+    return step * max(2, math.ceil(BOX * picked.search.diameter_px / step))
 
 
 def _bin(picked: Picked) -> int:
-    return max(1, math.ceil(BOX * picked.diameter_px / THUMBNAIL_PX))
+    return max(1, math.ceil(BOX * picked.search.diameter_px / THUMBNAIL_PX))
 
 
 def _whole_boxes(picked: Picked, picks: pd.DataFrame) -> pd.DataFrame:
@@ -477,7 +458,7 @@ def extract_boxes(picked: Picked, picks: pd.DataFrame, shown: Sequence[int]) -> 
         picks.iloc[order],
         box_px,
         bin=_bin(picked),
-        invert=picked.contrast == "dark",
+        invert=picked.search.contrast == "dark",
         bad_pixels="replace",
     ).values
     images = np.empty_like(found)
@@ -559,12 +540,14 @@ def _judged(known: pd.DataFrame, name: str) -> tuple[str, str, str]:
 
 def _making_section(picked: Picked) -> Section:
     known = {
-        "diameter_px": f"{picked.diameter_px:.6g}",
-        "threshold": f"{picked.threshold:g}",
-        "contrast": picked.contrast,
+        "diameter_px": f"{picked.search.diameter_px:.6g}",
+        "threshold": f"{picked.search.threshold:g}",
+        "spacing": f"{picked.search.spacing:g}",
+        "border_px": f"{picked.search.border_px:g}",
+        "contrast": picked.search.contrast,
         **picked.parameters,
     }
-    pairs = {"method": picked.method, **known}
+    pairs = {"method": picked.search.name, **known}
     own = ("pick", ", ".join(f"{name} = {value}" for name, value in pairs.items()))
     rows = [*provenance_rows(picked.micrographs.attrs), own]
     table = Table(header=("step", "parameters"), rows=rows)

@@ -84,13 +84,17 @@ def test_picks_at_the_labels_are_all_right(real_picks, data):
     assert pick_real.figures(found)[1] == "1.000"
 
 
-def test_cross_molecule_table(real_picks, data, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def start(tmp_path: Path) -> Path:
+    """A network that has learnt nothing."""
     from emdask.kernels.picker_training import Example, train_network
 
     example = Example(np.zeros((64, 64), np.float32), np.array([[32.0, 32.0]]))
-    start = save_weights(
-        Weights(train_network([example], n_steps=1, batch=1)), tmp_path / "start.safetensors"
-    )
+    weights = Weights(train_network([example], n_steps=1, batch=1))
+    return save_weights(weights, tmp_path / "start.safetensors")
+
+
+def test_cross_molecule_table(real_picks, data, start, tmp_path, monkeypatch, capsys):
     out = tmp_path / "results" / "table.md"
     options = ["--quick", "--start", str(start), "--keep", str(tmp_path / "kept")]
     run("cross_molecule", monkeypatch, str(data), *options, "--out", str(out))
@@ -103,3 +107,17 @@ def test_cross_molecule_table(real_picks, data, tmp_path, monkeypatch, capsys):
     assert sum(line.startswith("|") for line in printed.splitlines()) == 2 * (2 + 4 + 2 * 3 + 2)
     kept = {path.stem for path in (tmp_path / "kept").iterdir()}
     assert {"ribosome_10028-0", "ribosome_10028+apoferritin_10146-1"} < kept
+
+
+def test_leave_one_out_table(real_picks, data, start, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "table.md"
+    options = ["--quick", "--start", str(start), "--keep", str(tmp_path / "kept")]
+    run("leave_one_out", monkeypatch, str(data), *options, "--only", "ribosome", "--out", str(out))
+    printed = capsys.readouterr().out
+    assert out.read_text("utf-8").splitlines() == printed.rstrip().splitlines()
+    # Two methods at two radii, and on two micrographs.
+    rows = [line for line in printed.splitlines() if line.startswith("| ribosome")]
+    assert len(rows) == 4 + 4
+    assert "| ribosome | 1 | 12 | cnn |" in printed
+    kept = sorted(path.stem for path in (tmp_path / "kept").iterdir())
+    assert kept == ["ribosome_10028-but-0", "ribosome_10028-but-1"]

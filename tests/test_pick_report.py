@@ -13,7 +13,6 @@ import pytest
 import xarray as xr
 from PIL import Image
 
-from emdask import pick_report
 from emdask.pick_report import (
     Picked,
     choose_micrographs,
@@ -24,7 +23,7 @@ from emdask.pick_report import (
     summary_rows,
     write_picks_page,
 )
-from emdask.pickers import pick
+from emdask.pickers import build_search, pick
 from emdask.picks import NAMES as ALL_NAMES
 from emdask.picks import build_picks
 from emdask.stack import build_stack
@@ -51,14 +50,12 @@ def picked(picks: pd.DataFrame | None = None, **changed: object) -> Picked:
     if picks is None:
         options = {"diameter_px": DIAMETER_PX, "threshold": THRESHOLD}
         picks = pick(stack, "log", **options).compute()
+    search = build_search(stack, "log", diameter_px=DIAMETER_PX, threshold=THRESHOLD)
     words = {
         "micrographs": stack,
         "picks": picks,
-        "method": "log",
+        "search": search,
         "parameters": {},
-        "diameter_px": DIAMETER_PX,
-        "threshold": THRESHOLD,
-        "contrast": "dark",
         "device": "cpu",
         "seconds": 1.5,
     }
@@ -96,7 +93,8 @@ def test_page_shows_micrographs_scores_particles_and_counts(tmp_path):
     n = len(found.picks)
     assert f"<b>{n}</b><span>particles</span>" in page
     assert "3 micrographs of 200 x 160 pixels of 3 Å; a particle has a diameter of 20 px." in page
-    assert "method = log, diameter_px = 20, threshold = 4, contrast = dark" in page
+    told = "diameter_px = 20, threshold = 4, spacing = 0.5, border_px = 0, contrast = dark"
+    assert f"method = log, {told}" in page
     # A circle each, and three pictures with a map each, a histogram, a curve and the counts.
     assert page.count("<svg") == 6
 
@@ -163,26 +161,6 @@ def test_micrographs_that_nobody_labelled_are_not_judged():
     assert [row[0] for row in rows] == ["0.2 d", "0.5 d"]
     assert len(header) == len(rows[0])
     assert rows[1][2] == "1.000"
-
-
-def test_a_method_loads_once_for_all_micrographs(tmp_path, monkeypatch):
-    seen = []
-
-    def note(name):
-        function = getattr(pick_report, name)
-
-        def noted(*arguments, **options):
-            seen.append((name, *arguments[2:]))
-            return function(*arguments, **options)
-
-        return noted
-
-    for name in ("build_search", "score_image"):
-        monkeypatch.setattr(pick_report, name, note(name))
-    template = {"template": np.ones((1, 20, 20)), "template_diameter_px": 16.0}
-    found = picked(picked().picks, method="template", parameters=template, device="cpu")
-    write_picks_page(tmp_path / "page.html", found)
-    assert seen == [("build_search",), *[("score_image", "cpu")] * 3]
 
 
 def test_no_picks_have_no_best_score():

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -30,10 +31,20 @@ from emdask.kernels.scoring_network import (
 )
 from emdask.kernels.standard_micrographs import LIMIT, STANDARD_PX
 
-__all__ = ["Example", "build_target", "positive_unlabelled_loss", "train_network"]
+__all__ = [
+    "Example",
+    "NetworkTraining",
+    "build_target",
+    "fall",
+    "positive_unlabelled_loss",
+    "rise_and_fall",
+    "rise_and_stay",
+    "train_network",
+]
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
+Schedule = Callable[[int, int], float]
 
 STEM_WIDTH: Final = 16
 WIDTH: Final = 32
@@ -59,6 +70,8 @@ WITH_BORDERS: Final = 0.3
 WITH_LUMPS: Final = 0.3
 N_LUMPS: Final = 5
 LUMP_HEIGHTS: Final = (3.0, 25.0)
+# Frequencies for which a radial filter is worked out.
+N_RADIAL: Final = 1024
 
 
 class Example(NamedTuple):
@@ -93,6 +106,125 @@ class Example(NamedTuple):
         return n / max(n, UNLABELLED * n if self.expected is None else self.expected)
 
 
+class NetworkTraining:
+    """A network in training: it learns from some examples, then from others, and can be copied.
+
+    Parameters
+    ----------
+    start
+        Weights to start from; None draws them.
+    learning_rate
+        Of which schedules take a share; None for 0.004, or a tenth of it where there are weights to
+        start from.
+    seed
+        On one machine, with the same device, number of threads and libraries, the same seed gives
+        the same weights.
+    device
+        "cpu" or "cuda".
+
+    Notes
+    -----
+    The loss is `positive_unlabelled_loss`, which is the cross-entropy where all is labelled. The
+    weights are drawn after He et al., "Delving deep into rectifiers", ICCV 2015, and changed by
+    AdamW (Loshchilov and Hutter, ICLR 2019). Batches are normalised (Ioffe and Szegedy, ICML 2015)
+    while a network is trained from nothing; what it is started from has that folded into it.
+    """
+
+    def __init__(
+        self,
+        start: Mapping[str, Array] | None = None,
+        *,
+        learning_rate: float | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        default_rate = LEARNING_RATE if start is None else FINE_TUNING_RATE
+        self._rate = default_rate if learning_rate is None else learning_rate
+        self._device = device
+        self._rng = np.random.default_rng([seed, 7])
+        network = _draw_network(seed) if start is None else build_network(start)
+        self._network = network.to(device).train()
+        self._mean = copy.deepcopy(network).eval()
+        self._optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+        self._n_done = 0
+
+    def learn(
+        self,
+        examples: Sequence[Example],
+        n_steps: int,
+        *,
+        batch: int = 8,
+        schedule: Schedule | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:
+        """Change the weights by so many steps.
+
+        Parameters
+        ----------
+        examples
+            Micrographs with labels.
+        n_steps, batch
+            Steps, and crops in each.
+        schedule
+            Share of the learning rate, of a step and of all steps; None for `rise_and_fall`.
+        on_progress
+            Called after each step with a text, the steps done and all.
+
+        Raises
+        ------
+        ParameterError
+            If there is no example, or no particle in any.
+        """
+        n_labels = sum(len(example.centres) for example in examples)
+        require(n_labels > 0, "train_network", "some example must have a particle", len(examples))
+        schedule = rise_and_fall if schedule is None else schedule
+        smooth_loss = math.nan
+        # The next crops are drawn while the network learns from the last.
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(self._draw, examples, batch)
+            for step in range(n_steps):
+                drawn = pending.result()
+                if step < n_steps - 1:
+                    pending = pool.submit(self._draw, examples, batch)
+                for group in self._optimiser.param_groups:
+                    group["lr"] = self._rate * schedule(step, n_steps)
+                value = self._step(*drawn)
+                smooth_loss = value if step == 0 else 0.98 * smooth_loss + 0.02 * value
+                if on_progress is not None:
+                    on_progress(f"loss {smooth_loss:.4f}", step + 1, n_steps)
+
+    @property
+    def weights(self) -> dict[str, Array]:
+        """The mean of the weights of the last few hundred steps, float32."""
+        return fold(self._mean)
+
+    def _draw(
+        self, examples: Sequence[Example], batch: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Draw crops, their targets, and the shares of particles that are labelled."""
+        weights = np.array([example.weight for example in examples])
+        drawn = self._rng.choice(len(examples), size=batch, p=weights / weights.sum())
+        images, targets = zip(*(_draw_crop(examples[i], self._rng) for i in drawn), strict=True)
+        return (
+            torch.from_numpy(np.stack(images)[:, None]),
+            torch.from_numpy(np.stack(targets)[:, None]),
+            torch.tensor([examples[i].share for i in drawn]),
+        )
+
+    def _step(self, images: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> float:
+        images, targets, shares = (one.to(self._device) for one in (images, targets, shares))
+        self._optimiser.zero_grad()
+        with _repeatable():
+            loss = positive_unlabelled_loss(self._network(images), targets, shares)
+            loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self._network.parameters(), LONGEST_GRADIENT)
+        self._optimiser.step()
+        memory = min(MEMORY, (1 + self._n_done) / (10 + self._n_done))
+        _remember(self._mean, self._network, memory)
+        self._n_done += 1
+        return float(loss.detach())
+
+
 def train_network(
     examples: Sequence[Example],
     *,
@@ -108,74 +240,42 @@ def train_network(
 
     Parameters
     ----------
-    examples
-        Micrographs with labels.
-    start
-        Weights to start from; None draws them.
-    n_steps, batch
-        Steps, and crops in each.
-    learning_rate
-        The largest of the schedule, which rises and falls again; None for 0.004, or a tenth of it
-        where there are weights to start from.
-    seed
-        On one machine, with the same device, number of threads and libraries, the same seed gives
-        the same weights.
-    device
-        "cpu" or "cuda".
-    on_progress
-        Called after each step with a text, the steps done and all.
+    examples, n_steps, batch, on_progress
+        As of `NetworkTraining.learn`.
+    start, learning_rate, seed, device
+        As of `NetworkTraining`.
 
     Returns
     -------
     dict of str to float32 array
-        Weights: the mean of those of the last few hundred steps.
+        Weights.
 
     Raises
     ------
     ParameterError
         If there is no example, or no particle in any.
-
-    Notes
-    -----
-    The loss is `positive_unlabelled_loss`, which is the cross-entropy where all is labelled. The
-    weights are drawn after He et al., "Delving deep into rectifiers", ICCV 2015, and changed by
-    AdamW (Loshchilov and Hutter, ICLR 2019). Batches are normalised (Ioffe and Szegedy, ICML 2015)
-    while a network is trained from nothing; what it is started from has that folded into it.
     """
-    n_labels = sum(len(example.centres) for example in examples)
-    require(n_labels > 0, "train_network", "some example must have a particle", len(examples))
-    rng = np.random.default_rng([seed, 7])
-    network = _draw_network(seed) if start is None else build_network(start)
-    network = network.to(device).train()
-    default_rate = LEARNING_RATE if start is None else FINE_TUNING_RATE
-    optimiser = torch.optim.AdamW(
-        network.parameters(),
-        lr=default_rate if learning_rate is None else learning_rate,
-        weight_decay=WEIGHT_DECAY,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, n_steps))
-    mean = copy.deepcopy(network).eval()
-    weights = np.array([example.weight for example in examples])
-    smooth_loss = math.nan
-    for step in range(n_steps):
-        drawn = rng.choice(len(examples), size=batch, p=weights / weights.sum())
-        crops = [_draw_crop(examples[i], rng) for i in drawn]
-        images = torch.from_numpy(np.stack([crop[0] for crop in crops])[:, None]).to(device)
-        targets = torch.from_numpy(np.stack([crop[1] for crop in crops])[:, None]).to(device)
-        shares = torch.tensor([examples[i].share for i in drawn]).to(device)
-        optimiser.zero_grad()
-        with _repeatable():
-            loss = positive_unlabelled_loss(network(images), targets, shares)
-            loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
-        optimiser.step()
-        schedule.step()
-        _remember(mean, network, min(MEMORY, (1 + step) / (10 + step)))
-        if on_progress is not None:
-            value = float(loss.detach())
-            smooth_loss = value if step == 0 else 0.98 * smooth_loss + 0.02 * value
-            on_progress(f"loss {smooth_loss:.4f}", step + 1, n_steps)
-    return fold(mean)
+    training = NetworkTraining(start, learning_rate=learning_rate, seed=seed, device=device)
+    training.learn(examples, n_steps, batch=batch, on_progress=on_progress)
+    return training.weights
+
+
+def rise_and_fall(step: int, n_steps: int) -> float:
+    """Share of the learning rate: a short rise, then half a cosine."""
+    rise = max(1.0, WARM_UP * n_steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))
+
+
+def rise_and_stay(step: int, n_steps: int) -> float:
+    """Share of the learning rate: a short rise, then as it is."""
+    return min(1.0, (step + 1) / max(1.0, WARM_UP * n_steps))
+
+
+def fall(step: int, n_steps: int) -> float:
+    """Share of the learning rate: from where it stayed down to nothing."""
+    return 1 - step / n_steps
 
 
 def _repeatable() -> contextlib.AbstractContextManager[None]:
@@ -229,14 +329,14 @@ def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
     target = np.zeros((n_rows, n_columns), np.float32)
     reach = RIM * STANDARD_PX
     rows, columns = np.arange(n_rows) * STEP_PX, np.arange(n_columns) * STEP_PX
-    for x, y in centres:
+    inside = (centres > -reach) & (centres < [columns[-1] + reach, rows[-1] + reach])
+    for x, y in centres[inside.all(axis=1)]:
         near_rows = np.flatnonzero(np.abs(rows - y) < reach)
         near_columns = np.flatnonzero(np.abs(columns - x) < reach)
-        if near_rows.size and near_columns.size:
-            where = np.ix_(near_rows, near_columns)
-            distance = np.hypot(rows[near_rows, None] - y, columns[near_columns] - x)
-            value = (RIM - distance / STANDARD_PX) / (RIM - CORE)
-            target[where] = np.maximum(target[where], value.clip(0, 1))
+        where = np.ix_(near_rows, near_columns)
+        distance = np.hypot(rows[near_rows, None] - y, columns[near_columns] - x)
+        value = (RIM - distance / STANDARD_PX) / (RIM - CORE)
+        target[where] = np.maximum(target[where], value.clip(0, 1))
     return target
 
 
@@ -255,14 +355,6 @@ def _draw_network(seed: int) -> Network:
         # Most cells are background.
         network.head.bias.fill_(-3)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _rate(step: int, n_steps: int) -> float:
-    """Share of the largest learning rate: a short rise, then half a cosine."""
-    rise = max(1.0, WARM_UP * n_steps)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))
 
 
 def _remember(mean: Network, network: Network, memory: float) -> None:
@@ -323,7 +415,9 @@ def _change_spectrum(image: Array, rng: Rng) -> Array:
     terms = scipy.fft.dctn(image, norm="ortho")
     if changes:
         cycles = np.arange(side) / (2 * side) * STANDARD_PX
-        terms *= _draw_gain(np.hypot(cycles[:, None], cycles), rng)
+        radial = np.linspace(0, np.sqrt(2) * cycles[-1], N_RADIAL)
+        place = np.hypot(cycles[:, None], cycles) / radial[1]
+        terms *= _draw_gain(radial, rng)[np.rint(place).astype(np.intp)]
     kept = min(side, CROP_PX)
     resized = np.zeros((CROP_PX, CROP_PX), np.float32)
     resized[:kept, :kept] = terms[:kept, :kept] * (CROP_PX / side)
@@ -367,10 +461,14 @@ def _add_lumps(image: Array, centres: Array, rng: Rng) -> Array:
         room_px = radius_px + STANDARD_PX / 2
         if len(centres) and np.hypot(*(centres - [x, y]).T).min() < room_px:
             continue
-        angle = np.arctan2(rows - y, columns - x)
+        softness_px = rng.uniform(1, 8)
+        reach_px = int(1.15 * radius_px + softness_px) + 1
+        near = tuple(slice(max(0, int(c) - reach_px), int(c) + reach_px + 2) for c in (y, x))
+        down, right = rows[near[0]] - y, columns[:, near[1]] - x
+        angle = np.arctan2(down, right)
         rim_px = radius_px * (1 + 0.15 * np.cos(rng.integers(1, 5) * angle + rng.uniform(0, 7)))
-        inside = (rim_px - np.hypot(rows - y, columns - x)) / rng.uniform(1, 8) + 0.5
-        image += np.exp(rng.uniform(*np.log(LUMP_HEIGHTS))) * inside.clip(0, 1)
+        inside = (rim_px - np.hypot(down, right)) / softness_px + 0.5
+        image[near] += np.exp(rng.uniform(*np.log(LUMP_HEIGHTS))) * inside.clip(0, 1)
     return np.asarray(image, np.float32)
 
 

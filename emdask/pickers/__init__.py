@@ -98,7 +98,8 @@ def pick(
     diameter_px
         The same in pixels of the micrographs; one of the two must be given.
     threshold
-        Least score of a pick; None for the method's own. Lower ones find more and err more.
+        Least score of a pick; None for that of the model, where it has one, or of the method. Lower
+        ones find more and err more.
     spacing
         Least distance between two picks, in diameters.
     border_px
@@ -147,7 +148,6 @@ def pick(
     >>> list(picks.columns), len(picks) > 9
     (['micrograph', 'x_px', 'y_px', 'score'], True)
     """
-    check_choice(WHAT, "bad_pixels", bad_pixels, BAD_PIXELS)
     source = as_micrographs(micrographs, WHAT)
     search = build_search(
         source,
@@ -160,6 +160,39 @@ def pick(
         contrast=contrast,
         **parameters,
     )
+    return run_search(source, search, device=device, bad_pixels=bad_pixels)
+
+
+def run_search(
+    micrographs: Any, search: Search, *, device: str | None = None, bad_pixels: str = "raise"
+) -> Any:
+    """Find particles as a search says that was built before.
+
+    Parameters
+    ----------
+    micrographs, device, bad_pixels
+        As of `pick`.
+    search
+        From `build_search`, for these micrographs.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        As of `pick`.
+
+    Raises
+    ------
+    ParameterError, StackError, DeviceError
+
+    Examples
+    --------
+    >>> image = np.random.default_rng(0).normal(size=(1, 64, 64))
+    >>> search = build_search(image, "log", diameter_px=20, threshold=50)
+    >>> len(run_search(image, search))
+    0
+    """
+    check_choice(WHAT, "bad_pixels", bad_pixels, BAD_PIXELS)
+    source = as_micrographs(micrographs, WHAT)
     return map_tables(
         source.data,
         micrograph_names(source),
@@ -257,8 +290,8 @@ def build_search(
     stack = as_micrographs(micrographs, WHAT)
     name, record, params = resolve_method(FAMILY, method, parameters)
     diameter_px = find_diameter(stack, diameter_A, diameter_px)
-    threshold = record.threshold if threshold is None else threshold
-    check_number(WHAT, "threshold", threshold)
+    if threshold is not None:
+        check_number(WHAT, "threshold", threshold)
     check_number(WHAT, "spacing", spacing, 0)
     check_number(WHAT, "border_px", border_px, 0)
     check_choice(WHAT, "contrast", contrast, CONTRASTS)
@@ -271,6 +304,10 @@ def build_search(
     if record.load is not None:
         pixel_A = one_pixel_size(stack, WHAT, SIZE_BY_SIZE)
         model = record.load(params, None if pixel_A is None else diameter_px * pixel_A)
+    if threshold is None:
+        threshold = record.threshold
+        if record.threshold_of is not None:
+            threshold = record.threshold_of(model)
     return Search(
         name=name,
         record=record,

@@ -110,6 +110,27 @@ def _open(model: str | Path) -> Weights:
     return open_weights(path)
 
 
+def threshold_of(model: Weights) -> float:
+    """Return the threshold that a network was given when it was trained, or that of the method.
+
+    Raises
+    ------
+    ParameterError
+        If it is not a number.
+
+    Examples
+    --------
+    >>> threshold_of(Weights({})), threshold_of(Weights({}, {"threshold": "0.4"}))
+    (0.15, 0.4)
+    """
+    told = model.about.get("threshold", f"{THRESHOLD}")
+    try:
+        return float(told)
+    except ValueError:
+        rule = "the threshold in a model's metadata must be a number"
+        raise ParameterError(sentence(NAME, rule, repr(told))) from None
+
+
 def score(image: Any, params: CNN, model: Weights) -> ScoreMap:
     """Score a micrograph; NumPy or CuPy.
 
@@ -139,4 +160,5 @@ METHOD = Picker(
     standard_px=STANDARD_PX,
     threshold=THRESHOLD,
     load=load,
+    threshold_of=threshold_of,
 )

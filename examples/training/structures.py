@@ -72,7 +72,7 @@ def draw_structure(seed: int, kind: str | None = None) -> Structure:
     (True, 3)
     """
     rng = np.random.default_rng([seed, 1])
-    shares = np.array([2.0 if name in COMPACT else 1.0 for name in KINDS])
+    shares = np.array([2.0 if name in OFTEN else 1.0 for name in KINDS])
     kind = str(rng.choice(list(KINDS), p=shares / shares.sum())) if kind is None else kind
     low_A, high_A = DIAMETERS_A
     radius_A = low_A * (high_A / low_A) ** rng.random() / 2
@@ -235,8 +235,8 @@ def _blobs(rng: Rng, radius_A: float) -> tuple[Array, Array]:
     return made.positions_A, made.masses
 
 
-# Most proteins are; these are drawn twice as often.
-COMPACT = ("globule", "dihedral", "cyclic")
+# Most proteins are compact; these, and shells, are drawn twice as often as others.
+OFTEN = ("globule", "dihedral", "cyclic", "shell")
 KINDS: dict[str, Callable[[Rng, float], tuple[Array, Array]]] = {
     "globule": _globule,
     "loose": _loose,

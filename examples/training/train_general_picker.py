@@ -4,14 +4,15 @@
     python examples/training/train_general_picker.py --out FOLDER --quick     shows that it runs
 
 Writes simulated.safetensors, trained on simulated micrographs of structures that never were, and,
-with --betagal, general.safetensors, trained further on more of these and on labelled micrographs of
-β-galactosidase: that FOLDER holds micrographs of EMPIAR-10017 as the CryoSegNet repository (MIT)
-has them (8-bit, 4096 x 4096), each with a table ``x<TAB>y`` of its particles beside it.
+with --betagal, general.safetensors, which saw labelled micrographs of β-galactosidase as well while
+the learning rate fell: that FOLDER holds micrographs of EMPIAR-10017 as the CryoSegNet repository
+(MIT) has them (8-bit, 4096 x 4096), each with a table ``x<TAB>y`` of its particles beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from training_micrographs import training_micrograph
 
 import emdask
 from emdask.io.weights import Weights, save_weights
-from emdask.kernels.picker_training import Example, train_network
+from emdask.kernels.picker_training import Example, NetworkTraining, fall, rise_and_stay
 from emdask.kernels.standard_micrographs import STANDARD_PX, standardise
 
 Array = npt.NDArray[Any]
@@ -38,9 +39,8 @@ BETAGAL_BORDER_PX = 131
 # Particles for each that is labelled: those of use for a map were.
 EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
-BETAGAL_SHARE = 0.5
-# The greatest rate of learning from labelled micrographs.
-FURTHER_RATE = 6e-4
+BETAGAL_SHARE = 0.25
+LEARNING_RATE = 2.5e-3
 # Of training; that of the micrographs is given.
 SEED = 0
 
@@ -53,21 +53,21 @@ class Effort:
     ----------
     n_micrographs, size_px
         Simulated micrographs and their edge.
-    n_steps, batch
-        Steps of training on these alone, and pieces of micrographs in each.
-    n_more_steps
-        Steps on these and labelled ones.
+    n_steps, n_falling_steps
+        Steps of training that both networks share, and those of each while the rate falls.
+    batch
+        Pieces of micrographs in a step.
     """
 
     n_micrographs: int
     size_px: int
     n_steps: int
+    n_falling_steps: int
     batch: int
-    n_more_steps: int
 
 
-FULL = Effort(n_micrographs=1140, size_px=768, n_steps=2800, batch=8, n_more_steps=700)
-QUICK = Effort(n_micrographs=3, size_px=160, n_steps=2, batch=2, n_more_steps=2)
+FULL = Effort(n_micrographs=3300, size_px=768, n_steps=6500, n_falling_steps=1400, batch=8)
+QUICK = Effort(n_micrographs=3, size_px=160, n_steps=2, n_falling_steps=2, batch=2)
 
 
 def simulate_examples(n: int, seed: int, size_px: int) -> list[Example]:
@@ -106,37 +106,27 @@ def mix(simulated: Sequence[Example], labelled: Sequence[Example], share: float)
     return [*simulated, *(example._replace(weight=weight) for example in labelled)]
 
 
-def train(
-    examples: Sequence[Example],
-    start: Weights | None,
-    n_steps: int,
-    batch: int,
-    data: str,
+def finish(
+    training: NetworkTraining, examples: Sequence[Example], effort: Effort, data: str
 ) -> Weights:
-    """Train a network and say what it was made of."""
-    arrays = train_network(
-        examples,
-        start=None if start is None else start.arrays,
-        n_steps=n_steps,
-        batch=batch,
-        learning_rate=None if start is None else FURTHER_RATE,
-        seed=SEED,
-        on_progress=_show,
-    )
-    print(file=sys.stderr)
+    """Train a copy on while the rate falls, and say what it was made of."""
+    training = copy.deepcopy(training)
+    n_steps, batch = effort.n_falling_steps, effort.batch
+    training.learn(examples, n_steps, batch=batch, schedule=fall, on_progress=_show)
     about = {
         "method": "cnn",
         "data": data,
         "seed": f"{SEED}",
-        "steps": f"{n_steps} of {batch} pieces",
+        "steps": f"{effort.n_steps + n_steps} of {batch} pieces",
         "emdask": emdask.__version__,
         "licence": "BSD-3-Clause",
     }
-    return Weights(arrays, about)
+    return Weights(training.weights, about)
 
 
 def _show(what: str, done: int, total: int) -> None:
-    print(f"\r{done} of {total}, {what}", end="", file=sys.stderr, flush=True)
+    end = "\n" if done == total else ""
+    print(f"\r{done} of {total}, {what}", end=end, file=sys.stderr, flush=True)
 
 
 def main(out: Path, betagal: Path | None, seed: int, effort: Effort) -> list[Path]:
@@ -145,15 +135,21 @@ def main(out: Path, betagal: Path | None, seed: int, effort: Effort) -> list[Pat
     simulated = simulate_examples(effort.n_micrographs, seed, effort.size_px)
     print(f"{len(simulated)} micrographs simulated: {time.process_time() - start:.0f} CPU s")
     data = f"{len(simulated)} simulated micrographs of {effort.size_px} px, seed {seed}"
-    batch = effort.batch
-    weights = train(simulated, None, n_steps=effort.n_steps, batch=batch, data=data)
+    training = NetworkTraining(learning_rate=LEARNING_RATE, seed=SEED)
+    training.learn(
+        simulated,
+        effort.n_steps,
+        batch=effort.batch,
+        schedule=rise_and_stay,
+        on_progress=_show,
+    )
     out.mkdir(parents=True, exist_ok=True)
+    weights = finish(training, simulated, effort, data)
     written = [save_weights(weights, out / "simulated.safetensors", overwrite=True)]
     if betagal is not None:
         labelled = open_examples(betagal)
-        data += f", then these and {len(labelled)} of EMPIAR-10017 labelled by CryoSegNet (MIT)"
-        examples = mix(simulated, labelled, BETAGAL_SHARE)
-        general = train(examples, weights, n_steps=effort.n_more_steps, batch=batch, data=data)
+        data += f", and {len(labelled)} of EMPIAR-10017 labelled by CryoSegNet (MIT)"
+        general = finish(training, mix(simulated, labelled, BETAGAL_SHARE), effort, data)
         written.append(save_weights(general, out / "general.safetensors", overwrite=True))
     print(f"{time.process_time() - start:.0f} CPU s in all: {', '.join(map(str, written))}")
     return written

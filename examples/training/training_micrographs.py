@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 from scipy.ndimage import gaussian_filter
+from skimage.exposure import equalize_adapthist
 from structures import draw_structure
 
 import emdask
@@ -29,7 +30,8 @@ SNRS = (0.045, 2.5)
 DEFOCUS_UM = (0.5, 3.5)
 # Shares of the micrographs.
 WITHOUT_CTF, DENOISED, EMPTY, WITH_CARBON, COLOURED = 0.12, 0.3, 0.06, 0.2, 0.5
-WITH_DIRT, WITH_FRAGMENTS, WITH_LUMPS, EIGHT_BIT, SMEARED = 0.55, 0.3, 0.3, 0.3, 0.15
+WITH_DIRT, WITH_FRAGMENTS, WITH_LUMPS, EIGHT_BIT, SMEARED = 0.55, 0.5, 0.3, 0.3, 0.15
+BY_PATCHES, EQUALISED = 0.1, 0.15
 # What people say the diameter is, relative to what it is: they leave out more than they add.
 STATED = (0.75, 1.2)
 
@@ -76,6 +78,8 @@ class Conditions:
     n_lumps: int
     fragments: float
     denoised_to: float
+    by_patches: bool
+    equalised: float
     smeared_px: int
     eight_bit: bool
 
@@ -108,6 +112,9 @@ def draw_conditions(rng: Rng) -> Conditions:
         n_lumps=int(rng.integers(1, 6)) if happens(WITH_LUMPS) else 0,
         fragments=float(rng.uniform(0.1, 0.5)) if happens(WITH_FRAGMENTS) else 0.0,
         denoised_to=float(rng.uniform(2.5, 7)) if happens(DENOISED) else 0.0,
+        by_patches=happens(BY_PATCHES),
+        # Part of the grey levels that a level may take up at most.
+        equalised=float(np.exp(rng.uniform(*np.log([0.003, 0.03])))) if happens(EQUALISED) else 0.0,
         smeared_px=int(rng.integers(8, 32)) if happens(SMEARED) else 0,
         eight_bit=happens(EIGHT_BIT),
     )
@@ -159,6 +166,11 @@ def training_micrograph(seed: int, index: int, size_px: int = 768) -> TrainingMi
     covered = _add_lumps(rng, image, drawn.n_lumps, diameter_px)
     if drawn.denoised_to:
         image = _denoise(rng, image, diameter_px, drawn.denoised_to)
+    if drawn.by_patches:
+        image = emdask.denoise(image, "nl_means", device="cpu").compute(scheduler="synchronous")
+    if drawn.equalised:
+        window_px = round(diameter_px * rng.uniform(2, 8))
+        image = _equalise(image, window_px, drawn.equalised)
     centres = centres[~covered[tuple(_cells(centres, image.shape))]]
     if drawn.smeared_px:
         centres = _smear(rng, image, centres, drawn.smeared_px)
@@ -175,13 +187,16 @@ def training_micrograph(seed: int, index: int, size_px: int = 768) -> TrainingMi
 
 
 def _fragment(volume: Any, rng: Rng) -> Any:
-    """Keep a part of a particle about one of its points: what fell apart, or another protein."""
+    """Keep a part of a particle about one of its points: a subunit, what fell apart.
+
+    It looks like a particle, but for its size beside its neighbours'.
+    """
     n = len(volume)
     z, y, x = np.mgrid[:n, :n, :n] - n // 2
     away = rng.normal(size=3)
-    away *= n / 6 / np.linalg.norm(away)
+    away *= n / 7 / np.linalg.norm(away)
     distance = np.sqrt((x - away[0]) ** 2 + (y - away[1]) ** 2 + (z - away[2]) ** 2)
-    kept = 1 / (1 + np.exp((distance - n * rng.uniform(0.1, 0.2)) / 1.5))
+    kept = 1 / (1 + np.exp((distance - n * rng.uniform(0.12, 0.3)) / 1.5))
     return volume * kept.astype(np.float32)
 
 
@@ -218,6 +233,16 @@ def _denoise(rng: Rng, image: Array, diameter_px: float, finest: float) -> Array
     smooth = scipy.fft.idctn(terms * gain, norm="ortho")
     left = rng.uniform(0, 0.3) * smooth.std() if rng.random() < 0.5 else 0.0
     return np.asarray(smooth + left * rng.standard_normal(image.shape), np.float32)
+
+
+def _equalise(image: Array, window_px: int, most: float) -> Array:
+    """Make use of the grey levels alike in all parts of a micrograph (CLAHE), as people do to look.
+
+    What is bright or dark as a whole is lost, and so is part of the noise's distribution.
+    """
+    low, high = np.percentile(image, [0.1, 99.9])
+    levels = np.clip((image - low) / (high - low), 0, 1)
+    return np.asarray(equalize_adapthist(levels, window_px, clip_limit=most), np.float32)
 
 
 def _cells(centres: Array, shape: tuple[int, ...]) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -14,8 +15,12 @@ from emdask.kernels import picker_training
 from emdask.kernels.picker_training import (
     STANDARD_PX,
     Example,
+    NetworkTraining,
     build_target,
+    fall,
     positive_unlabelled_loss,
+    rise_and_fall,
+    rise_and_stay,
     train_network,
 )
 from emdask.kernels.scoring_network import FIELD_PX, STEP_PX, score_network
@@ -78,6 +83,37 @@ def test_same_seed_same_weights() -> None:
     for name in one:
         np.testing.assert_array_equal(one[name], again[name])
     assert any((one[name] != other[name]).any() for name in one)
+
+
+def test_copies_of_a_training_go_on_apart() -> None:
+    examples = [Example(*discs(0))]
+    first = NetworkTraining(seed=3)
+    first.learn(examples, 2, batch=2)
+    second = copy.deepcopy(first)
+    before = first.weights
+    second.learn(examples, 2, batch=2)
+    for name, array in first.weights.items():
+        np.testing.assert_array_equal(array, before[name])
+    # They draw the same crops from here on.
+    first.learn(examples, 2, batch=2)
+    for name, array in first.weights.items():
+        np.testing.assert_array_equal(array, second.weights[name])
+    assert any((array != before[name]).any() for name, array in first.weights.items())
+
+
+def test_schedules_of_the_learning_rate() -> None:
+    n = 50
+    up_and_down, up, down = (
+        np.array([schedule(step, n) for step in range(n)])
+        for schedule in (rise_and_fall, rise_and_stay, fall)
+    )
+    assert up_and_down[0] < 0.2
+    assert up_and_down.argmax() == n // 10
+    assert up_and_down.max() == 1
+    assert up_and_down[-1] < 0.01
+    assert up[0] == pytest.approx(0.2)
+    assert (up[n // 10 :] == 1).all()
+    np.testing.assert_allclose(down, 1 - np.arange(n) / n)
 
 
 def test_unlabelled_particles_are_not_background(trained: dict[str, np.ndarray]) -> None:

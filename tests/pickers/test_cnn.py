@@ -7,6 +7,7 @@ import importlib.util
 import shutil
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from dask.base import tokenize
 import emdask
 from emdask.errors import MissingLibraryError, ParameterError
 from emdask.io.weights import Weights, open_weights
-from emdask.pickers.cnn import CNN, SHIPPED, SHIPPED_NAMES, load
+from emdask.pickers import build_search
+from emdask.pickers.cnn import CNN, SHIPPED, SHIPPED_NAMES, THRESHOLD, load
 
 IMAGES = np.zeros((1, 128, 128), np.float32)
 
@@ -55,6 +57,19 @@ def test_weights_of_another_network_are_refused() -> None:
         load(CNN(model=dataclasses.replace(good, arrays=broken)), None)
     with pytest.raises(ParameterError, match="model must be general, simulated"):
         CNN(model=3)  # type: ignore[arg-type]
+
+
+def test_a_network_may_have_a_threshold_of_its_own() -> None:
+    network = load(CNN(), None)
+    options: dict[str, Any] = {"method": "cnn", "diameter_px": 30}
+    stricter = dataclasses.replace(network, about=dict(network.about) | {"threshold": "0.4"})
+    search = build_search(IMAGES, model=stricter, **options)
+    assert search.threshold == 0.4
+    assert build_search(IMAGES, model=stricter, threshold=0.2, **options).threshold == 0.2
+    assert build_search(IMAGES, model="simulated", **options).threshold == THRESHOLD
+    broken = dataclasses.replace(network, about={"threshold": "high"})
+    with pytest.raises(ParameterError, match=r"threshold in a model's metadata.*'high'"):
+        build_search(IMAGES, model=broken, **options)
 
 
 def test_without_pytorch_another_method_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
