@@ -27,6 +27,9 @@ from emdask.stack import as_micrographs, micrograph_names
 WHAT = "train_picker"
 # Share of labels beyond the frame from which on they are taken to be in other pixels.
 MOST_OUTSIDE = 0.1
+# A network that has learnt from labels knows how likely a particle is, and then half of the F1 that
+# it reaches is the best threshold; for one of a molecule that it has not seen that is too strict.
+LABELLED_THRESHOLD = 0.4
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
@@ -104,7 +107,8 @@ def train_picker(
         Most micrographs to learn from: each takes some MB of memory.
     labelled
         Share of the particles that is labelled in the micrographs that labels name, 0.001 to 1: the
-        others are not taken for background. None takes as many particles for there as the network
+        others are not taken for background. 1 where what has no label was left out on purpose, such
+        as subunits: it is background then. None takes as many particles for there as the network
         finds that it starts from; without one, a fifth more than labels, so give it then.
     best
         Share of the picks of a network, 0 to 1, that it is surest of.
@@ -125,7 +129,8 @@ def train_picker(
     -------
     Weights
         For ``pick(..., "cnn", model=weights)``; `emdask.save_model` keeps them as ``.safetensors``.
-        ``about`` tells what they were made of.
+        ``about`` tells what they were made of; after labels they have a threshold of their own, 0.4
+        [3]_.
 
     Raises
     ------
@@ -137,6 +142,8 @@ def train_picker(
        picking in cryo-EM", J. Struct. Biol. 195 (2016): training on other molecules, iteration.
     .. [2] T. Bepler et al., "Positive-unlabeled convolutional neural networks for particle picking
        in cryo-electron micrographs", Nature Methods 16 (2019).
+    .. [3] Z. Lipton, C. Elkan, B. Naryanaswamy, "Optimal thresholding of classifiers to maximize F1
+       measure", ECML PKDD (2014): half of the best F1, of a classifier that knows probabilities.
 
     Examples
     --------
@@ -239,6 +246,8 @@ def _train(
     record: Picker = find_method(FAMILY, "cnn")
     images, scales = _standardise(stack, training, record.standard_px, on_progress)
     about = dict(weights.about) if weights is not None else {}
+    if labels is not None:
+        about["threshold"] = f"{LABELLED_THRESHOLD}"
     for i in range(training.n_rounds):
         found = None if weights is None else _find(stack, weights, training)
         learnt = labels if labels is not None and i == 0 else _join(labels, found, training)

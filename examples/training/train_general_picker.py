@@ -36,7 +36,8 @@ Array = npt.NDArray[Any]
 BETAGAL_DIAMETER_PX = 108.0
 # Nearer to the edges these micrographs are smeared, and nothing is labelled.
 BETAGAL_BORDER_PX = 131
-# Particles for each that is labelled: those of use for a map were.
+# Particles for each that is labelled: those of use for a map were. A micrograph with far fewer
+# labels than the others is taken to have as many particles.
 EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
 BETAGAL_SHARE = 0.25
@@ -84,9 +85,14 @@ def open_examples(folder: Path) -> list[Example]:
             image = np.asarray(opened)
         centres = pd.read_csv(path.with_suffix(".txt"), sep="\t")[["x", "y"]].to_numpy(float)
         example = build_example(image, centres, BETAGAL_DIAMETER_PX, BETAGAL_BORDER_PX)
-        expected = EXPECTED * len(centres)
-        examples.append(example._replace(fully_labelled=False, expected=expected))
-    return examples
+        examples.append(example._replace(fully_labelled=False))
+    if not examples:
+        raise SystemExit(f"{folder} has no micrographs (.jpg, with tables .txt beside them).")
+    usual = float(np.median([len(example.centres) for example in examples]))
+    return [
+        example._replace(expected=EXPECTED * max(len(example.centres), usual))
+        for example in examples
+    ]
 
 
 def build_example(image: Array, centres: Array, diameter_px: float, border_px: int = 0) -> Example:
