@@ -201,7 +201,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", default="simulated", help="network that all others start from")
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--n-steps", type=parse_count, default=200)
+    parser.add_argument("--n-steps", type=parse_count, default=150)
     parser.add_argument("--iterate-steps", type=parse_count, default=80)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path)

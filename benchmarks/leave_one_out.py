@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", default="simulated", help="network that all others start from")
-    parser.add_argument("--n-steps", type=parse_count, default=300)
+    parser.add_argument("--n-steps", type=parse_count, default=200)
     parser.add_argument("--only", help="name of a molecule, others are left out")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--quick", action="store_true")
