@@ -63,6 +63,8 @@ WEIGHT_DECAY: Final = 1e-4
 LONGEST_GRADIENT: Final = 1.0
 # How much of the mean of the weights stays from one step to the next, once it has begun.
 MEMORY: Final = 0.995
+# Share of the crops whose spectrum is changed.
+CHANGED: Final = 0.6
 # Share of the crops at the border of a micrograph.
 WITH_BORDERS: Final = 0.3
 # Share of the crops that get lumps of ice, tries to place one, and how much lighter they are than
@@ -409,7 +411,7 @@ def _turn(array: Array, turn: int, flip: bool) -> Array:
 def _change_spectrum(image: Array, rng: Rng) -> Array:
     """Resize a square to that of a crop; maybe blur, sharpen, or colour it on the way."""
     side = image.shape[0]
-    changes = rng.random() < 0.5
+    changes = rng.random() < CHANGED
     if side == CROP_PX and not changes:
         return image
     terms = scipy.fft.dctn(image, norm="ortho")
@@ -433,10 +435,11 @@ def _draw_gain(cycles: Array, rng: Rng) -> Array:
     octaves = np.log2(np.maximum(cycles, 0.25))
     gain = np.exp(np.interp(octaves, knots, rng.normal(0, 0.4) * 0.25 * knots))
     gain *= np.exp(np.interp(octaves, knots, rng.normal(0, 0.25, len(knots))))
+    if rng.random() < 0.4:
+        # Denoised micrographs may have left little more than the outline of a particle.
+        gain /= 1 + (cycles / np.exp(rng.uniform(*np.log([1.8, 10])))) ** (2 * rng.uniform(1, 5))
     if rng.random() < 0.3:
-        gain /= 1 + (cycles / rng.uniform(3, 10)) ** (2 * rng.uniform(1, 5))
-    if rng.random() < 0.3:
-        gain *= 1 - np.exp(-((cycles / rng.uniform(0.1, 0.6)) ** 2))
+        gain *= 1 - np.exp(-((cycles / rng.uniform(0.1, 0.7)) ** 2))
     return np.asarray(gain, np.float32)
 
 

@@ -111,7 +111,7 @@ def draw_conditions(rng: Rng) -> Conditions:
         n_crystals=int(rng.integers(1, 15)) if happens(WITH_DIRT) else 0,
         n_lumps=int(rng.integers(1, 6)) if happens(WITH_LUMPS) else 0,
         fragments=float(rng.uniform(0.1, 0.5)) if happens(WITH_FRAGMENTS) else 0.0,
-        denoised_to=float(rng.uniform(2.5, 7)) if happens(DENOISED) else 0.0,
+        denoised_to=float(rng.uniform(1.8, 7)) if happens(DENOISED) else 0.0,
         by_patches=happens(BY_PATCHES),
         # Part of the grey levels that a level may take up at most.
         equalised=float(np.exp(rng.uniform(*np.log([0.003, 0.03])))) if happens(EQUALISED) else 0.0,
