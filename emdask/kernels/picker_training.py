@@ -51,8 +51,8 @@ WIDTH: Final = 32
 # Cells along an edge of a crop's scores.
 N_CELLS: Final = 44
 CROP_PX: Final = STEP_PX * (N_CELLS - 1) + FIELD_PX
-# A cell is of a particle within the first radius of its centre, in diameters, and not beyond the
-# second.
+# A cell is of a particle within the first radius of a label, in diameters, as far as labels by hand
+# are off, and not beyond the second.
 CORE, RIM = 0.15, 0.30
 # Particles that are there for each that is labelled, where nobody says how many.
 UNLABELLED: Final = 1.2
@@ -91,6 +91,8 @@ class Example(NamedTuple):
         Number of particles that there are, where not all are labelled; None for a fifth more.
     weight
         How often it is drawn, relative to others.
+    core
+        In diameters, how far from a centre cells still count fully: as far as labels may be off.
     """
 
     image: Array
@@ -98,6 +100,7 @@ class Example(NamedTuple):
     fully_labelled: bool = True
     expected: float | None = None
     weight: float = 1.0
+    core: float = CORE
 
     @property
     def share(self) -> float:
@@ -318,7 +321,7 @@ def positive_unlabelled_loss(
     return (as_particle.sum() + background) / logits.numel()
 
 
-def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
+def build_target(centres: Array, n_rows: int, n_columns: int, core: float = CORE) -> Array:
     """Return what the scores should be: 1 near each centre, 0 away from all; (rows, columns).
 
     Parameters
@@ -327,6 +330,8 @@ def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
         Centres (x, y) in px from the place of the first cell.
     n_rows, n_columns
         Cells.
+    core
+        As of `Example`.
     """
     target = np.zeros((n_rows, n_columns), np.float32)
     reach = RIM * STANDARD_PX
@@ -337,7 +342,7 @@ def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
         near_columns = np.flatnonzero(np.abs(columns - x) < reach)
         where = np.ix_(near_rows, near_columns)
         distance = np.hypot(rows[near_rows, None] - y, columns[near_columns] - x)
-        value = (RIM - distance / STANDARD_PX) / (RIM - CORE)
+        value = (RIM - distance / STANDARD_PX) / (RIM - core)
         target[where] = np.maximum(target[where], value.clip(0, 1))
     return target
 
@@ -379,7 +384,7 @@ def _draw_crop(example: Example, rng: Rng) -> tuple[Array, Array]:
     image = _window(example.image, corner[0], corner[1], side)
     centres = (example.centres - [corner[1], corner[0]] + 0.5) * (CROP_PX / side) - 0.5
     image = _change_spectrum(image, rng)
-    target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS)
+    target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS, example.core)
     if rng.random() < WITH_BORDERS:
         _mirror_margins(image, rng)
     if rng.random() < WITH_LUMPS:

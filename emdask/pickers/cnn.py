@@ -17,7 +17,7 @@ from emdask.kernels.standard_micrographs import STANDARD_PX
 from emdask.method import Picker, parameter
 
 NAME = "cnn"
-THRESHOLD = 0.15
+THRESHOLD = 0.1
 # Networks that ship, by name.
 SHIPPED = Path(__file__).with_name("weights")
 SHIPPED_NAMES = ("general", "simulated")
@@ -121,7 +121,7 @@ def threshold_of(model: Weights) -> float:
     Examples
     --------
     >>> threshold_of(Weights({})), threshold_of(Weights({}, {"threshold": "0.4"}))
-    (0.15, 0.4)
+    (0.1, 0.4)
     """
     told = model.about.get("threshold", f"{THRESHOLD}")
     try:
