@@ -32,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -48,9 +49,8 @@ from tables import describe_machine, table, write_lines
 import emdask
 from emdask.errors import MissingLibraryError
 from emdask.kernels.ice import add_crystal
-from emdask.method import find_method
 from emdask.metrics import match_picks
-from emdask.pickers import FAMILY
+from emdask.pickers import build_search, run_search
 from emdask.placement import on_cards
 from emdask.simulators.specimen import measure_diameter
 from emdask.volumes import build_volume
@@ -293,16 +293,10 @@ def judge_pickers(sample: Sample, options: argparse.Namespace) -> dict[str, Qual
 def judge_here(sample: Sample, name: str, options: argparse.Namespace) -> Quality:
     """Pick by one of ours, at its default threshold and below it."""
     method, parameters = describe_picker(name, sample)
-    table = emdask.pick(
-        sample.stack,
-        method,
-        diameter_px=sample.diameter_px,
-        threshold=LOWEST,
-        device=options.device,
-        **parameters,
-    )
-    picks = table.compute(scheduler="synchronous")
-    return judge(picks, sample, find_method(FAMILY, method).threshold)
+    search = build_search(sample.stack, method, diameter_px=sample.diameter_px, **parameters)
+    all_of_them = replace(search, threshold=LOWEST)
+    table = run_search(sample.stack, all_of_them, device=options.device)
+    return judge(table.compute(scheduler="synchronous"), sample, search.threshold)
 
 
 def describe_picker(name: str, sample: Sample) -> tuple[str, dict[str, Any]]:

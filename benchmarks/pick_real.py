@@ -4,8 +4,8 @@
         [--quick] [--out FILE]
 
 DATA_FOLDER holds ``picking/`` (see real_picks.py) and ``maps/``. Precision, recall and F1 are at
-each method's own threshold, which does not know these micrographs; the best F1 is for reference:
-its threshold is the best one in hindsight. Only the diameter is given.
+the threshold of each method or network, which does not know these micrographs; the best F1 is for
+reference: its threshold is the best one in hindsight. Only the diameter is given.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import emdask
 from emdask.method import find_method
 from emdask.pick_metrics import PickMatches, match_picks
 from emdask.pickers import FAMILY
+from emdask.pickers.cnn import CNN, load, threshold_of
 from emdask.volumes import build_volume
 
 # Lower than any score.
@@ -82,8 +83,10 @@ def figures(found: PickMatches) -> list[str]:
     return [f"{number:.3f}" for number in numbers]
 
 
-def default_threshold(method: str) -> float:
-    """Return the threshold that a method ships with."""
+def default_threshold(method: str, model: str | None = None) -> float:
+    """Return the threshold that a method, or a network by its name, ships with."""
+    if model is not None:
+        return threshold_of(load(CNN(model=model), None))
     return float(find_method(FAMILY, method).threshold)
 
 
@@ -120,8 +123,9 @@ def rows_of(of: RealSet, data: Path, most: int | None) -> list[list[str]]:
         start = time.process_time()
         picks = pick_all(micrographs, method, **options)
         seconds = (time.process_time() - start) / len(micrographs)
+        threshold = default_threshold(method, options.get("model"))
         for diameters in RADII:
-            found = judge(picks, micrographs, diameters, default_threshold(method))
+            found = judge(picks, micrographs, diameters, threshold)
             radius = f"{of.radius_px(diameters):.0f} px"
             rows.append([of.name, title, radius, *figures(found), f"{seconds:.1f}"])
     return rows
