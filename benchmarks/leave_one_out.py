@@ -58,6 +58,9 @@ class Training:
         )
         labels = pd.concat([one.truth() for one in seen], ignore_index=True)
         labels[["x_px", "y_px"]] -= border
+        last = [n - 1 for n in stack.shape[:0:-1]]
+        places = labels[["x_px", "y_px"]]
+        labels = labels[((places >= 0) & (places <= last)).all(axis=1)]
         weights = emdask.train_picker(
             stack,
             labels,
