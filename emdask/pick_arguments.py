@@ -65,7 +65,8 @@ Threshold = Annotated[
     float | None,
     typer.Option(
         metavar="FLOAT",
-        help="Least score; lower ones find more and err more (default: the network's or method's own).",
+        help="Least score; lower ones find more and err more "
+        "(default: the network's or the method's own).",
         show_default=False,
     ),
 ]
