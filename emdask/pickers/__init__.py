@@ -305,9 +305,8 @@ def build_search(
         pixel_A = one_pixel_size(stack, WHAT, SIZE_BY_SIZE)
         model = record.load(params, None if pixel_A is None else diameter_px * pixel_A)
     if threshold is None:
-        threshold = record.threshold
-        if record.threshold_of is not None:
-            threshold = record.threshold_of(model)
+        of_model = record.threshold_of
+        threshold = record.threshold if of_model is None else of_model(model)
     return Search(
         name=name,
         record=record,
