@@ -29,15 +29,15 @@ from typing import Any
 
 import dask
 import numpy as np
-import xarray as xr
 from arguments import QUICK, errors_as_sentences, parse_count
+from kept_networks import train_once
 from pick_real import RADII, default_threshold, judge, pick_all
-from real_picks import RealMicrograph, RealSet, find_sets
-from tables import describe_machine, table, write_lines
+from real_picks import RealMicrograph, RealSet, build_micrographs, find_sets
+from tables import describe_machine, print_lines, table
 
 import emdask
 from emdask.errors import ParameterError
-from emdask.io.weights import Weights, open_weights, save_weights
+from emdask.io.weights import Weights
 from emdask.kernels.picker_training import Example, train_network
 from emdask.pick_metrics import PickMatches
 from emdask.pickers.cnn import CNN, load
@@ -84,22 +84,13 @@ class Trial:
         """Return the network that has seen one half of the micrographs of some molecules."""
         if not chosen:
             return self.start
-        return self._once(f"{_name(chosen)}-{half}", lambda: self._train(chosen, half))
+        name = f"{_name(chosen)}-{half}"
+        return train_once(self.keep, name, lambda: self._train(chosen, half))
 
     def iterate(self, start: Weights, name: str, tested: RealSet) -> Weights:
         """Return a network after it has picked a molecule and learnt from what it picked."""
-        return self._once(f"{name}-on-{tested.folder}", lambda: self._iterate(start, tested))
-
-    def _once(self, name: str, make: Any) -> Weights:
-        path = None if self.keep is None else self.keep / f"{name}.safetensors"
-        if path is not None and path.exists():
-            return open_weights(path)
-        print(name, file=sys.stderr, flush=True)
-        weights: Weights = make()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(weights, path, overwrite=True)
-        return weights
+        name = f"{name}-on-{tested.folder}"
+        return train_once(self.keep, name, lambda: self._iterate(start, tested))
 
     def _train(self, chosen: Sequence[RealSet], half: int) -> Weights:
         trainer = _import_trainer()
@@ -118,15 +109,12 @@ class Trial:
         return Weights(arrays, {"method": "cnn", "data": _name(chosen)})
 
     def _iterate(self, start: Weights, tested: RealSet) -> Weights:
-        micrographs = self.sets[tested]
-        stack = xr.DataArray(
-            np.stack([one.image for one in micrographs]),
-            dims=("image", "y", "x"),
-            coords={"micrograph": ("image", [one.name for one in micrographs])},
-        )
         try:
             return emdask.train_picker(
-                stack, diameter_px=tested.diameter_px, start=start, n_steps=self.iterate_steps
+                build_micrographs(self.sets[tested]),
+                diameter_px=tested.diameter_px,
+                start=start,
+                n_steps=self.iterate_steps,
             )
         except ParameterError as error:
             # It finds nothing to learn from, and stays as it is.
@@ -230,10 +218,7 @@ def main() -> None:
         f"Threshold {default_threshold('cnn'):g}, that of the method, and {LABELLED_THRESHOLD:g},"
     )
     lines += [*absent, f"{told} that of `train_picker`, on molecules whose labels were seen."]
-    if options.quick:
-        lines += ["", QUICK]
-    print("\n".join(lines))
-    write_lines(lines, options.out)
+    print_lines(lines, options.out, QUICK if options.quick else None)
 
 
 if __name__ == "__main__":

@@ -13,22 +13,20 @@ folder, and those that are there are not trained again.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-import numpy as np
 import pandas as pd
-import xarray as xr
 from arguments import QUICK, errors_as_sentences, parse_count
+from kept_networks import train_once
 from pick_real import HEAD, RADII, default_threshold, figures, judge, pick_all
-from real_picks import RealMicrograph, RealSet, find_sets
-from tables import describe_machine, table, write_lines
+from real_picks import RealMicrograph, RealSet, build_micrographs, find_sets
+from tables import describe_machine, print_lines, table
 
 import emdask
-from emdask.io.weights import Weights, open_weights, save_weights
+from emdask.io.weights import Weights
 from emdask.trainers import LABELLED_THRESHOLD
 
 
@@ -41,27 +39,22 @@ class Training:
     keep: Path | None
 
     def leave_out(self, micrographs: Sequence[RealMicrograph], out: int) -> Weights:
-        """Train on all but one."""
+        """Return the network of all but one."""
+        name = f"{micrographs[0].of.folder}-but-{out}"
+        return train_once(self.keep, name, lambda: self._train(micrographs, out))
+
+    def _train(self, micrographs: Sequence[RealMicrograph], out: int) -> Weights:
         of = micrographs[0].of
-        kept = None if self.keep is None else self.keep / f"{of.folder}-but-{out}.safetensors"
-        if kept is not None and kept.exists():
-            return open_weights(kept)
-        print(f"{of.name}, all but {micrographs[out].name}", file=sys.stderr, flush=True)
         seen = [micrograph for i, micrograph in enumerate(micrographs) if i != out]
         # Beyond the border nobody labelled: it is cut off.
-        border = int(of.border_px)
-        within = slice(border, -border or None)
-        stack = xr.DataArray(
-            np.stack([one.image[within, within] for one in seen]),
-            dims=("image", "y", "x"),
-            coords={"micrograph": ("image", [one.name for one in seen])},
-        )
+        border_px = int(of.border_px)
+        stack = build_micrographs(seen, border_px)
         labels = pd.concat([one.truth() for one in seen], ignore_index=True)
-        labels[["x_px", "y_px"]] -= border
+        labels[["x_px", "y_px"]] -= border_px
         last = [n - 1 for n in stack.shape[:0:-1]]
         places = labels[["x_px", "y_px"]]
         labels = labels[((places >= 0) & (places <= last)).all(axis=1)]
-        weights = emdask.train_picker(
+        return emdask.train_picker(
             stack,
             labels,
             diameter_px=of.diameter_px,
@@ -69,10 +62,6 @@ class Training:
             n_steps=self.n_steps,
             labelled=1,
         )
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(weights, kept, overwrite=True)
-        return weights
 
 
 def rows_of(
@@ -125,10 +114,7 @@ def main() -> None:
     lines += [*table(HEAD, pooled), "", "Each micrograph, at the smaller radius:", ""]
     lines += table(["set", "micrograph", "labels", "method", *HEAD[3:]], single)
     lines += ["", *absent, "F1 is at the threshold that is set; the best F1 in hindsight."]
-    if options.quick:
-        lines += ["", QUICK]
-    print("\n".join(lines))
-    write_lines(lines, options.out)
+    print_lines(lines, options.out, QUICK if options.quick else None)
 
 
 if __name__ == "__main__":

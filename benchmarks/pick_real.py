@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from arguments import QUICK, errors_as_sentences
-from real_picks import RealMicrograph, RealSet, find_sets
-from tables import describe_machine, table, write_lines
+from real_picks import RealMicrograph, RealSet, build_micrographs, find_sets
+from tables import describe_machine, print_lines, table
 
 import emdask
 from emdask.method import find_method
@@ -46,12 +46,7 @@ def pick_all(micrographs: Sequence[RealMicrograph], method: Any, **options: Any)
     """Pick each micrograph, however low the score."""
     tables = []
     for micrograph in micrographs:
-        stack = xr.DataArray(
-            micrograph.image[None],
-            dims=("image", "y", "x"),
-            coords={"micrograph": ("image", [micrograph.name])},
-            attrs={"pixel_size_A": micrograph.of.pixel_size_A},
-        )
+        stack = build_micrographs([micrograph])
         diameter_A = micrograph.of.diameter_px * micrograph.of.pixel_size_A
         picks = emdask.pick(stack, method, diameter_A=diameter_A, threshold=ALL, **options)
         tables.append(picks.compute(scheduler="synchronous"))
@@ -145,10 +140,7 @@ def main() -> None:
         rows = [row for of in there for row in rows_of(of, options.data, most)]
     lines += table([*HEAD, "CPU s a micrograph"], rows)
     lines += ["", *absent, "F1 is at the method's own threshold; the best F1 in hindsight."]
-    if options.quick:
-        lines += ["", QUICK]
-    print("\n".join(lines))
-    write_lines(lines, options.out)
+    print_lines(lines, options.out, QUICK if options.quick else None)
 
 
 if __name__ == "__main__":

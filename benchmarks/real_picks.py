@@ -6,6 +6,7 @@ table ``x<TAB>y`` of the centres of its particles, px from the centre of the fir
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import xarray as xr
 from PIL import Image
 
 from emdask.errors import FormatError
@@ -82,6 +84,17 @@ class RealMicrograph:
         """Return the table that `emdask.metrics.match_picks` takes."""
         x_px, y_px = self.centres.T
         return pd.DataFrame({"micrograph": self.name, "x_px": x_px, "y_px": y_px})
+
+
+def build_micrographs(micrographs: Sequence[RealMicrograph], border_px: int = 0) -> xr.DataArray:
+    """Return micrographs of one molecule, without their borders, as `emdask.pick` takes them."""
+    within = slice(border_px, -border_px or None)
+    return xr.DataArray(
+        np.stack([one.image[within, within] for one in micrographs]),
+        dims=("image", "y", "x"),
+        coords={"micrograph": ("image", [one.name for one in micrographs])},
+        attrs={"pixel_size_A": micrographs[0].of.pixel_size_A},
+    )
 
 
 # Of apoferritin all labels of a micrograph are off by up to 10 px together.

@@ -20,7 +20,7 @@ import dask
 import numpy as np
 import scipy.fft as fft
 from arguments import QUICK
-from tables import describe_machine, table, write_lines
+from tables import describe_machine, print_lines, table
 
 import emdask
 from emdask.kernels.coloured_noise import colour_noise, noise_gain
@@ -135,10 +135,7 @@ def main() -> None:
         "",
         *table(head, rows),
     ]
-    if options.quick:
-        lines += ["", QUICK]
-    print("\n".join(lines))
-    write_lines(lines, options.out)
+    print_lines(lines, options.out, QUICK if options.quick else None)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,14 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def print_lines(lines: Sequence[str], out: Path | None, note: str | None = None) -> None:
+    """Print everything, and a note at its end where there is one; put it into a file as well."""
+    if note is not None:
+        lines = [*lines, "", note]
+    print("\n".join(lines))
+    write_lines(lines, out)
+
+
 def write_lines(lines: Sequence[str], out: Path | None) -> None:
     """Put everything that was printed into a file, if one was named."""
     if out is not None:

@@ -183,14 +183,16 @@ class NetworkTraining:
         n_labels = sum(len(example.centres) for example in examples)
         require(n_labels > 0, "train_network", "some example must have a particle", len(examples))
         schedule = rise_and_fall if schedule is None else schedule
+        weights = np.array([example.weight for example in examples])
+        chances = weights / weights.sum()
         smooth_loss = math.nan
         # The next crops are drawn while the network learns from the last.
         with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(self._draw, examples, batch)
+            pending = pool.submit(self._draw, examples, chances, batch)
             for step in range(n_steps):
                 drawn = pending.result()
                 if step < n_steps - 1:
-                    pending = pool.submit(self._draw, examples, batch)
+                    pending = pool.submit(self._draw, examples, chances, batch)
                 for group in self._optimiser.param_groups:
                     group["lr"] = self._rate * schedule(step, n_steps)
                 value = self._step(*drawn)
@@ -204,11 +206,10 @@ class NetworkTraining:
         return fold(self._mean)
 
     def _draw(
-        self, examples: Sequence[Example], batch: int
+        self, examples: Sequence[Example], chances: Array, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw crops, their targets, and the shares of particles that are labelled."""
-        weights = np.array([example.weight for example in examples])
-        drawn = self._rng.choice(len(examples), size=batch, p=weights / weights.sum())
+        drawn = self._rng.choice(len(examples), size=batch, p=chances)
         images, targets = zip(*(_draw_crop(examples[i], self._rng) for i in drawn), strict=True)
         return (
             torch.from_numpy(np.stack(images)[:, None]),

@@ -42,7 +42,8 @@ EXPECTED = 1.1
 # How often labelled micrographs are drawn, relative to simulated ones.
 BETAGAL_SHARE = 0.25
 LEARNING_RATE = 2.5e-3
-# Of scores, for the network that has seen labels: chosen on these and on simulated micrographs.
+# Of scores, for the network that has seen labels: between what is best for these molecules and for
+# others.
 THRESHOLD = 0.25
 # Of training; that of the micrographs is given.
 SEED = 0
