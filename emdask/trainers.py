@@ -27,8 +27,8 @@ from emdask.stack import as_micrographs, micrograph_names
 WHAT = "train_picker"
 # Share of labels beyond the frame from which on they are taken to be in other pixels.
 MOST_OUTSIDE = 0.1
-# A network that has learnt from labels knows how likely a particle is, and then half of the F1 that
-# it reaches is the best threshold; for one of a molecule that it has not seen that is too strict.
+# A network that has learnt where all particles are labelled knows how likely one is, and then half
+# of the F1 that it reaches is the best threshold. With fewer labels it is less sure of any.
 LABELLED_THRESHOLD = 0.4
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
@@ -102,7 +102,8 @@ def train_picker(
         Rounds of training. In each after the first the network that was trained picks, and what it
         is surest of joins the labels.
     n_steps
-        Steps of a round, each on 8 pieces of micrographs.
+        Steps of a round, each on 8 pieces of micrographs. Where several whole micrographs are
+        labelled 800 are better still, without any labels 60 are enough.
     n_micrographs
         Most micrographs to learn from: each takes some MB of memory.
     labelled
@@ -129,8 +130,8 @@ def train_picker(
     -------
     Weights
         For ``pick(..., "cnn", model=weights)``; `emdask.save_model` keeps them as ``.safetensors``.
-        ``about`` tells what they were made of; after labels they have a threshold of their own, 0.4
-        [3]_.
+        ``about`` tells what they were made of; after labels they have a threshold of their own:
+        0.4 [3]_ times the share of the particles that was labelled, but not below that of ``cnn``.
 
     Raises
     ------
@@ -246,8 +247,6 @@ def _train(
     record: Picker = find_method(FAMILY, "cnn")
     images, scales = _standardise(stack, training, record.standard_px, on_progress)
     about = dict(weights.about) if weights is not None else {}
-    if labels is not None:
-        about["threshold"] = f"{LABELLED_THRESHOLD}"
     for i in range(training.n_rounds):
         found = None if weights is None else _find(stack, weights, training)
         learnt = labels if labels is not None and i == 0 else _join(labels, found, training)
@@ -263,6 +262,10 @@ def _train(
         ]
         n_labels = sum(len(example.centres) for example in examples)
         _check_labels(n_labels, training)
+        if labels is not None and i == 0:
+            n_particles = sum(len(example.centres) / example.share for example in examples)
+            threshold = max(record.threshold, LABELLED_THRESHOLD * n_labels / n_particles)
+            about["threshold"] = f"{threshold:.3g}"
         arrays = train_network(
             examples,
             start=None if weights is None else weights.arrays,

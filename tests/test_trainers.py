@@ -12,8 +12,9 @@ import xarray as xr
 
 import emdask
 from emdask.errors import FormatError, ParameterError, StackError
-from emdask.io.weights import Weights
+from emdask.io.weights import Weights, open_weights
 from emdask.metrics import match_picks
+from emdask.pickers.cnn import SHIPPED
 from emdask.stack import build_stack
 
 DIAMETER_PX = 24.0
@@ -148,16 +149,28 @@ def test_the_share_that_is_labelled_says_how_many_particles_there_are(
 ) -> None:
     stack, truth = scene
     few = truth.groupby("micrograph").head(4)
-    for start, labelled, shares in (
-        (None, 0.25, [0.25] * 3),
-        (None, None, [1 / 1.2] * 3),
-        ("general", 0.1, [0.1] * 3),
-        (None, 1.0, [1.0] * 3),
+    for start, labelled, share, threshold in (
+        (None, 0.5, 0.5, "0.2"),
+        (None, None, 1 / 1.2, "0.333"),
+        ("general", 0.1, 0.1, "0.1"),
+        (None, 1.0, 1.0, "0.4"),
     ):
-        train(stack, few, start=start, labelled=labelled)
-        assert [example.share for example in training.examples] == pytest.approx(shares)
+        weights = train(stack, few, start=start, labelled=labelled)
+        assert [example.share for example in training.examples] == pytest.approx([share] * 3)
+        # Fewer labels, less sure; not below the threshold of the method.
+        assert weights.about["threshold"] == threshold
     train(stack, few)
     assert all(example.share < 1 for example in training.examples)
+
+
+def test_without_labels_a_network_keeps_its_threshold(
+    scene: tuple[xr.DataArray, pd.DataFrame], training: Training
+) -> None:
+    stack, _ = scene
+    for start in ("general", "simulated"):
+        before = open_weights(SHIPPED / f"{start}.safetensors").about
+        after = train(stack, None, start=start).about
+        assert after.get("threshold") == before.get("threshold")
 
 
 def test_labels_beyond_the_frame_are_left_out(

@@ -51,13 +51,12 @@ WIDTH: Final = 32
 # Cells along an edge of a crop's scores.
 N_CELLS: Final = 44
 CROP_PX: Final = STEP_PX * (N_CELLS - 1) + FIELD_PX
-# A cell is of a particle within the first radius of a label, in diameters, as far as labels by hand
-# are off, and not beyond the second.
-CORE, RIM = 0.15, 0.30
+# How far from a label, in diameters, a cell is still of the particle; the nearer, the more.
+RIM = 0.30
 # Particles that are there for each that is labelled, where nobody says how many.
 UNLABELLED: Final = 1.2
 LEARNING_RATE: Final = 4e-3
-FINE_TUNING_RATE: Final = 4e-4
+FINE_TUNING_RATE: Final = 1e-3
 WARM_UP: Final = 0.1
 WEIGHT_DECAY: Final = 1e-4
 LONGEST_GRADIENT: Final = 1.0
@@ -91,8 +90,6 @@ class Example(NamedTuple):
         Number of particles that there are, where not all are labelled; None for a fifth more.
     weight
         How often it is drawn, relative to others.
-    core
-        In diameters, how far from a centre cells still count fully: as far as labels may be off.
     """
 
     image: Array
@@ -100,7 +97,6 @@ class Example(NamedTuple):
     fully_labelled: bool = True
     expected: float | None = None
     weight: float = 1.0
-    core: float = CORE
 
     @property
     def share(self) -> float:
@@ -119,8 +115,7 @@ class NetworkTraining:
     start
         Weights to start from; None draws them.
     learning_rate
-        Of which schedules take a share; None for 0.004, or a tenth of it where there are weights to
-        start from.
+        Of which schedules take a share; None for 0.004, or 0.001 after weights to start from.
     seed
         On one machine, with the same device, number of threads and libraries, the same seed gives
         the same weights.
@@ -322,8 +317,8 @@ def positive_unlabelled_loss(
     return (as_particle.sum() + background) / logits.numel()
 
 
-def build_target(centres: Array, n_rows: int, n_columns: int, core: float = CORE) -> Array:
-    """Return what the scores should be: 1 near each centre, 0 away from all; (rows, columns).
+def build_target(centres: Array, n_rows: int, n_columns: int) -> Array:
+    """Return what the scores should be, (rows, columns): cones around centres, 0 away from all.
 
     Parameters
     ----------
@@ -331,8 +326,6 @@ def build_target(centres: Array, n_rows: int, n_columns: int, core: float = CORE
         Centres (x, y) in px from the place of the first cell.
     n_rows, n_columns
         Cells.
-    core
-        As of `Example`.
     """
     target = np.zeros((n_rows, n_columns), np.float32)
     reach = RIM * STANDARD_PX
@@ -343,7 +336,7 @@ def build_target(centres: Array, n_rows: int, n_columns: int, core: float = CORE
         near_columns = np.flatnonzero(np.abs(columns - x) < reach)
         where = np.ix_(near_rows, near_columns)
         distance = np.hypot(rows[near_rows, None] - y, columns[near_columns] - x)
-        value = (RIM - distance / STANDARD_PX) / (RIM - core)
+        value = 1 - distance / (RIM * STANDARD_PX)
         target[where] = np.maximum(target[where], value.clip(0, 1))
     return target
 
@@ -385,7 +378,7 @@ def _draw_crop(example: Example, rng: Rng) -> tuple[Array, Array]:
     image = _window(example.image, corner[0], corner[1], side)
     centres = (example.centres - [corner[1], corner[0]] + 0.5) * (CROP_PX / side) - 0.5
     image = _change_spectrum(image, rng)
-    target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS, example.core)
+    target = build_target(centres - MARGIN_PX, N_CELLS, N_CELLS)
     if rng.random() < WITH_BORDERS:
         _mirror_margins(image, rng)
     if rng.random() < WITH_LUMPS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def threshold_of(model: Weights) -> float:
     Raises
     ------
     ParameterError
-        If it is not a number.
+        If it is not a finite number.
 
     Examples
     --------
@@ -125,10 +126,12 @@ def threshold_of(model: Weights) -> float:
     """
     told = model.about.get("threshold", f"{THRESHOLD}")
     try:
-        return float(told)
+        threshold = float(told)
     except ValueError:
-        rule = "the threshold in a model's metadata must be a number"
-        raise ParameterError(sentence(NAME, rule, repr(told))) from None
+        threshold = math.nan
+    rule = "the threshold in a model's metadata must be a finite number"
+    require(math.isfinite(threshold), NAME, rule, repr(told))
+    return threshold
 
 
 def score(image: Any, params: CNN, model: Weights) -> ScoreMap:

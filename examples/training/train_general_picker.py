@@ -77,9 +77,7 @@ QUICK = Effort(n_micrographs=3, size_px=160, n_steps=2, n_falling_steps=2, batch
 def simulate_examples(n: int, seed: int, size_px: int) -> list[Example]:
     """Simulate micrographs and bring them to the standard."""
     made = (training_micrograph(seed, index, size_px) for index in range(n))
-    built = (build_example(one.image, one.centres, one.diameter_px) for one in made)
-    # Their centres are exact.
-    return [example._replace(core=0.0) for example in built]
+    return [build_example(one.image, one.centres, one.diameter_px) for one in made]
 
 
 def open_examples(folder: Path) -> list[Example]:

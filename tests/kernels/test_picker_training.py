@@ -69,7 +69,7 @@ def test_it_learns_discs(trained: dict[str, np.ndarray]) -> None:
     image, centres = discs(99)
     scores = score(trained, image)
     least = at_centres(scores, centres).min()
-    assert least > 0.35
+    assert least > 0.15
     rows, columns = np.indices(scores.shape) * STEP_PX
     away = np.min([np.hypot(rows - y, columns - x) for x, y in centres], axis=0) > STANDARD_PX / 2
     assert scores[away].max() < least / 2
@@ -160,12 +160,12 @@ def test_the_risk_of_background_is_never_negative() -> None:
     )
 
 
-def test_targets_are_discs_about_centres() -> None:
+def test_targets_are_cones_about_centres() -> None:
     target = build_target(np.array([[20.0, 12.0], [-100.0, 5.0]]), 8, 10)
     assert target.shape == (8, 10)
     assert target[3, 5] == 1
-    assert target[3, 6] == 1  # 4 px away: 0.125 diameters
-    assert 0 < target[3, 7] < 1  # 0.25 diameters
+    # 4 and 8 px away, of a reach of 0.3 diameters of 32 px.
+    assert target[3, 6:8] == pytest.approx([1 - 4 / 9.6, 1 - 8 / 9.6])
     assert target[3, 8] == 0
     assert target[:, :2].max() == 0
 

@@ -67,9 +67,10 @@ def test_a_network_may_have_a_threshold_of_its_own() -> None:
     assert search.threshold == 0.4
     assert build_search(IMAGES, model=stricter, threshold=0.2, **options).threshold == 0.2
     assert build_search(IMAGES, model="simulated", **options).threshold == THRESHOLD
-    broken = dataclasses.replace(network, about={"threshold": "high"})
-    with pytest.raises(ParameterError, match=r"threshold in a model's metadata.*'high'"):
-        build_search(IMAGES, model=broken, **options)
+    for told in ("high", "nan"):
+        broken = dataclasses.replace(network, about={"threshold": told})
+        with pytest.raises(ParameterError, match=f"threshold in a model's metadata.*'{told}'"):
+            build_search(IMAGES, model=broken, **options)
 
 
 def test_without_pytorch_another_method_is_offered(monkeypatch: pytest.MonkeyPatch) -> None:
