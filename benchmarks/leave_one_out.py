@@ -35,7 +35,7 @@ class Training:
     """How long is trained, from what, and where networks are kept."""
 
     start: str
-    n_steps: int
+    n_steps: int | None
     keep: Path | None
 
     def leave_out(self, micrographs: Sequence[RealMicrograph], out: int) -> Weights:
@@ -93,7 +93,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--start", default="simulated", help="network that all others start from")
-    parser.add_argument("--n-steps", type=parse_count, default=200)
+    parser.add_argument("--n-steps", type=parse_count, help="by default those of train_picker")
     parser.add_argument("--only", help="name of a molecule, others are left out")
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--quick", action="store_true")

@@ -862,7 +862,7 @@ def train_picker(
     flip_y: pick_arguments.FlipY = False,
     start: pick_arguments.Start = "general",
     n_rounds: pick_arguments.NRounds = 1,
-    n_steps: pick_arguments.NSteps = 300,
+    n_steps: pick_arguments.NSteps = None,
     n_micrographs: pick_arguments.NMicrographs = 40,
     labelled: pick_arguments.Labelled = None,
     best: pick_arguments.Best = 0.7,

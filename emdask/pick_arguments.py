@@ -188,7 +188,14 @@ NRounds = Annotated[
     ),
 ]
 NSteps = Annotated[
-    int, typer.Option(metavar="N", help="Steps of a round, of 8 pieces each.", min=1)
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Steps of a round, of 8 pieces each (default: 800 where most particles are labelled, "
+        "300 where few are, 60 without labels).",
+        min=1,
+        show_default=False,
+    ),
 ]
 NMicrographs = Annotated[
     int, typer.Option(metavar="N", help="Most micrographs to learn from.", min=1)

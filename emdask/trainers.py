@@ -27,9 +27,13 @@ from emdask.stack import as_micrographs, micrograph_names
 WHAT = "train_picker"
 # Share of labels beyond the frame from which on they are taken to be in other pixels.
 MOST_OUTSIDE = 0.1
-# A network that has learnt where all particles are labelled knows how likely one is, and then half
-# of the F1 that it reaches is the best threshold. With fewer labels it is less sure of any.
-LABELLED_THRESHOLD = 0.4
+# Of a network that has learnt where all particles are labelled. Half of the F1 that it reaches is
+# the best threshold on probabilities, and cones leave three quarters of these at the cell next to a
+# label. With fewer labels it is less sure of any.
+LABELLED_THRESHOLD = 0.3
+# Steps of a round: where most particles are labelled, where few are, and from its own picks.
+MOST = 0.5
+N_STEPS_MOST, N_STEPS_FEW, N_STEPS_PICKED = 800, 300, 60
 Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
@@ -53,7 +57,7 @@ class PickerTraining:
     diameter_px: float
     contrast: str
     n_rounds: int
-    n_steps: int
+    n_steps: int | None
     labelled: float | None
     best: float
     seed: int
@@ -69,7 +73,7 @@ def train_picker(
     diameter_px: float | None = None,
     start: Any = "general",
     n_rounds: int = 1,
-    n_steps: int = 300,
+    n_steps: int | None = None,
     n_micrographs: int = 40,
     labelled: float | None = None,
     best: float = 0.7,
@@ -102,8 +106,9 @@ def train_picker(
         Rounds of training. In each after the first the network that was trained picks, and what it
         is surest of joins the labels.
     n_steps
-        Steps of a round, each on 8 pieces of micrographs. Where several whole micrographs are
-        labelled 800 are better still, without any labels 60 are enough.
+        Steps of a round, each on 8 pieces of micrographs. None takes 800 where at least half of the
+        particles are labelled, 300 where fewer are (more would be learning them by heart), and 60
+        in rounds that learn from picks of the network.
     n_micrographs
         Most micrographs to learn from: each takes some MB of memory.
     labelled
@@ -131,7 +136,7 @@ def train_picker(
     Weights
         For ``pick(..., "cnn", model=weights)``; `emdask.save_model` keeps them as ``.safetensors``.
         ``about`` tells what they were made of; after labels they have a threshold of their own:
-        0.4 [3]_ times the share of the particles that was labelled, but not below that of ``cnn``.
+        0.3 [3]_ times the share of the particles that was labelled, but not below that of ``cnn``.
 
     Raises
     ------
@@ -157,7 +162,8 @@ def train_picker(
     source = as_micrographs(micrographs, WHAT)
     record: Picker = find_method(FAMILY, "cnn")
     check_integer(WHAT, "n_rounds", n_rounds, 1)
-    check_integer(WHAT, "n_steps", n_steps, 1)
+    if n_steps is not None:
+        check_integer(WHAT, "n_steps", n_steps, 1)
     check_integer(WHAT, "n_micrographs", n_micrographs, 1)
     check_integer(WHAT, "seed", seed, 0)
     check_number(WHAT, "best", best, 0.01, 1)
@@ -247,9 +253,11 @@ def _train(
     record: Picker = find_method(FAMILY, "cnn")
     images, scales = _standardise(stack, training, record.standard_px, on_progress)
     about = dict(weights.about) if weights is not None else {}
+    n_steps = []
     for i in range(training.n_rounds):
         found = None if weights is None else _find(stack, weights, training)
         learnt = labels if labels is not None and i == 0 else _join(labels, found, training)
+        by_label = learnt is labels
         examples = [
             Example(
                 image=images[name],
@@ -262,14 +270,16 @@ def _train(
         ]
         n_labels = sum(len(example.centres) for example in examples)
         _check_labels(n_labels, training)
-        if labels is not None and i == 0:
-            n_particles = sum(len(example.centres) / example.share for example in examples)
-            threshold = max(record.threshold, LABELLED_THRESHOLD * n_labels / n_particles)
-            about["threshold"] = f"{threshold:.3g}"
+        n_steps.append(N_STEPS_PICKED if training.n_steps is None else training.n_steps)
+        if by_label:
+            share = n_labels / sum(len(example.centres) / example.share for example in examples)
+            about["threshold"] = f"{max(record.threshold, LABELLED_THRESHOLD * share):.3g}"
+            if training.n_steps is None:
+                n_steps[i] = N_STEPS_MOST if share >= MOST else N_STEPS_FEW
         arrays = train_network(
             examples,
             start=None if weights is None else weights.arrays,
-            n_steps=training.n_steps,
+            n_steps=n_steps[i],
             seed=training.seed + i,
             device=training.device,
             on_progress=_within(on_progress, f"round {i + 1} of {training.n_rounds}, "),
@@ -278,6 +288,7 @@ def _train(
     assert weights is not None
     told = {key: value for key, value in asdict(training).items() if key != "device"}
     told |= {"n_micrographs": len(images), "n_labels": n_labels, "emdask": version("emdask")}
+    told["n_steps"] = ", ".join(map(str, n_steps))
     return replace(weights, about=about | {f"trained_{key}": str(told[key]) for key in told})
 
 

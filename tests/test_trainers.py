@@ -131,9 +131,11 @@ class Training:
 
     def __init__(self) -> None:
         self.examples: list[Any] = []
+        self.n_steps = 0
 
     def __call__(self, examples: Any, **more: Any) -> dict[str, np.ndarray]:
         self.examples = list(examples)
+        self.n_steps = more["n_steps"]
         return dict(more["start"] or {"a": np.zeros(1, np.float32)})
 
 
@@ -150,10 +152,10 @@ def test_the_share_that_is_labelled_says_how_many_particles_there_are(
     stack, truth = scene
     few = truth.groupby("micrograph").head(4)
     for start, labelled, share, threshold in (
-        (None, 0.5, 0.5, "0.2"),
-        (None, None, 1 / 1.2, "0.333"),
+        (None, 0.5, 0.5, "0.15"),
+        (None, None, 1 / 1.2, "0.25"),
         ("general", 0.1, 0.1, "0.1"),
-        (None, 1.0, 1.0, "0.4"),
+        (None, 1.0, 1.0, "0.3"),
     ):
         weights = train(stack, few, start=start, labelled=labelled)
         assert [example.share for example in training.examples] == pytest.approx([share] * 3)
@@ -171,6 +173,23 @@ def test_without_labels_a_network_keeps_its_threshold(
         before = open_weights(SHIPPED / f"{start}.safetensors").about
         after = train(stack, None, start=start).about
         assert after.get("threshold") == before.get("threshold")
+
+
+def test_steps_follow_from_what_is_learnt(
+    scene: tuple[xr.DataArray, pd.DataFrame], training: Training
+) -> None:
+    stack, truth = scene
+    for picks, more, steps in (
+        (truth, {"labelled": 0.5}, "800"),
+        (truth, {"labelled": 0.4, "n_rounds": 2}, "300, 60"),
+        (None, {}, "60"),
+        (None, {"n_rounds": 2, "n_steps": 7}, "7, 7"),
+    ):
+        weights = train(stack, picks, **({"n_steps": None} | more))
+        assert weights.about["trained_n_steps"] == steps
+        assert training.n_steps == int(steps.split()[-1])
+    with pytest.raises(ParameterError, match="n_steps must be an integer of at least 1"):
+        train(stack, truth, n_steps=0)
 
 
 def test_labels_beyond_the_frame_are_left_out(
