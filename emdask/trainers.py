@@ -270,12 +270,10 @@ def _train(
         ]
         n_labels = sum(len(example.centres) for example in examples)
         _check_labels(n_labels, training)
-        n_steps.append(N_STEPS_PICKED if training.n_steps is None else training.n_steps)
+        share = n_labels / sum(len(example.centres) / example.share for example in examples)
+        n_steps.append(training.n_steps or _count_steps(by_label, share))
         if by_label:
-            share = n_labels / sum(len(example.centres) / example.share for example in examples)
             about["threshold"] = f"{max(record.threshold, LABELLED_THRESHOLD * share):.3g}"
-            if training.n_steps is None:
-                n_steps[i] = N_STEPS_MOST if share >= MOST else N_STEPS_FEW
         arrays = train_network(
             examples,
             start=None if weights is None else weights.arrays,
@@ -290,6 +288,13 @@ def _train(
     told |= {"n_micrographs": len(images), "n_labels": n_labels, "emdask": version("emdask")}
     told["n_steps"] = ", ".join(map(str, n_steps))
     return replace(weights, about=about | {f"trained_{key}": str(told[key]) for key in told})
+
+
+def _count_steps(by_label: bool, share: float) -> int:
+    """Steps of a round, where nobody says how many."""
+    if not by_label:
+        return N_STEPS_PICKED
+    return N_STEPS_MOST if share >= MOST else N_STEPS_FEW
 
 
 def _expect(

@@ -62,14 +62,14 @@ def at_centres(scores: np.ndarray, centres: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def trained(small: None) -> dict[str, np.ndarray]:
     examples = [Example(*discs(seed)) for seed in range(4)]
-    return train_network(examples, n_steps=100, batch=4, learning_rate=4e-3)
+    return train_network(examples, n_steps=150, batch=4, learning_rate=4e-3)
 
 
 def test_it_learns_discs(trained: dict[str, np.ndarray]) -> None:
     image, centres = discs(99)
     scores = score(trained, image)
     least = at_centres(scores, centres).min()
-    assert least > 0.15
+    assert least > 0.35
     rows, columns = np.indices(scores.shape) * STEP_PX
     away = np.min([np.hypot(rows - y, columns - x) for x, y in centres], axis=0) > STANDARD_PX / 2
     assert scores[away].max() < least / 2
@@ -119,7 +119,7 @@ def test_schedules_of_the_learning_rate() -> None:
 def test_unlabelled_particles_are_not_background(trained: dict[str, np.ndarray]) -> None:
     image, centres = discs(98)
     labelled, unlabelled = centres[:4], centres[4:]
-    how = {"start": trained, "n_steps": 40, "batch": 8, "learning_rate": 2e-3}
+    how = {"start": trained, "n_steps": 60, "batch": 8, "learning_rate": 2e-3}
     partly = Example(image, labelled, fully_labelled=False, expected=12)
     open_minded = train_network([partly], **how)
     misled = train_network([partly._replace(fully_labelled=True)], **how)
