@@ -1,0 +1,599 @@
+"""Banks of references for telling conformations apart, made of volumes or of images.
+
+`emdask.kernels.polar` and `emdask.kernels.pose_search` compare images with references in the grey
+levels and the noise of a stack. Here the directions are chosen from which volumes are seen, and
+what a stack tells of itself is brought together with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from emdask.kernels.contrast import (
+    SpectrumSums,
+    add_spectra,
+    find_contrast,
+    find_noise,
+    noise_at,
+    sum_spectra,
+)
+from emdask.kernels.ctf import Optics
+from emdask.kernels.directions import (
+    align_views,
+    angles_between,
+    cone_views,
+    sphere_grid,
+    turn_pole,
+)
+from emdask.kernels.fourier import frequency_grid, half_plane_weights, radial_power
+from emdask.kernels.polar import SpectrumBank, crop_volume, match_spectra, prepare_spectra
+from emdask.kernels.pose_search import PoseBank, PosePlan, prepare_poses
+from emdask.kernels.projections import rotation_matrices
+from emdask.kernels.references import References
+from emdask.kernels.slices import prepare_volume, project_volume
+from emdask.kernels.transforms import to_half_planes, to_images
+
+__all__ = [
+    "PoseSet",
+    "SpectrumSet",
+    "StackSums",
+    "View",
+    "add_stacks",
+    "find_threshold",
+    "prepare_pose_set",
+    "prepare_spectrum_set",
+    "reference_images",
+    "sum_stack",
+]
+
+Array = npt.NDArray[Any]
+
+# Images whose noise and contrast are measured, and whose CTFs are kept.
+N_MEASURED: Final = 2000
+N_OPTICS: Final = 500
+# Of a particle's projections: share of their absolute values within its radius.
+WITHIN: Final = 0.999
+# Highest frequencies times the radius of the particle: of spectra, and of the coarse and the middle
+# step of the search. Beyond, images of an SNR of 0.1 or less hold more noise than signal.
+SPECTRUM_BAND: Final = 6.1
+SEARCH_BANDS: Final = (7.0, 10.5)
+# Of what tells conformations apart, the share below the highest frequency of the fine step.
+SHARE_OF_DIFFERENCE: Final = 0.995
+HIGHEST_BAND: Final = 0.45
+# Conformations of which views outside of the cone are made, at most: more cost time and are alike.
+N_OUTSIDE: Final = 3
+# Distance of views within the cone, of spectra, in steps of those outside.
+DENSER_INSIDE: Final = 0.55
+# A gap between views in and outside of the cone, in steps.
+GAP: Final = 0.25
+N_CALIBRATION: Final = 400
+
+
+class View(NamedTuple):
+    """The direction that is wanted, and how far from it is still near.
+
+    Parameters
+    ----------
+    view_deg : (float, float)
+        rot and tilt.
+    cone_deg
+        Half the opening angle of the cone about it.
+    """
+
+    view_deg: tuple[float, float]
+    cone_deg: float
+
+    def holds(self, views_deg: Array) -> Array:
+        """Whether directions (v, 2) are near."""
+        near: Array = angles_between(views_deg, self.view_deg) <= self.cone_deg + 1e-6
+        return near
+
+
+class StackSums(NamedTuple):
+    """What a stack tells of itself; adds up over images.
+
+    Parameters
+    ----------
+    spectra
+        Of the images measured; None if there are none.
+    order : int64 array, shape (m,)
+        A number of each image whose optics are kept, by which they are chosen.
+    optics
+        Of these images; None where there is no CTF.
+    """
+
+    spectra: SpectrumSums | None
+    order: Array
+    optics: Optics | None
+
+
+# --- The stack ------------------------------------------------------------------------------------
+
+
+def sum_stack(images: Array, ids: Array, n_images: int, optics: Optics | None) -> StackSums:
+    """Measure some images of a block: which, follows from their numbers and the stack's size.
+
+    Parameters
+    ----------
+    images : array, shape (m, n, n)
+        A block of the stack.
+    ids : int64 array, shape (m,)
+        Their numbers.
+    n_images
+        Of the whole stack; up to 2000 are all measured, of more about 2000.
+    optics
+        Of the block; None where there is no CTF.
+
+    Returns
+    -------
+    StackSums
+    """
+    order = _shuffle(ids)
+    chosen = np.flatnonzero(order < N_MEASURED / max(n_images, 1) * 2**32)
+    if len(chosen) == 0:
+        return StackSums(None, order[chosen], None)
+    few = optics and optics[chosen]
+    spectra = sum_spectra(np.asarray(images)[chosen], few)
+    return _thin(StackSums(spectra, order[chosen], few))
+
+
+def add_stacks(a: StackSums, b: StackSums) -> StackSums:
+    """Combine the sums of two blocks."""
+    if a.spectra is None or b.spectra is None:
+        return b if a.spectra is None else a
+    optics = None
+    if a.optics is not None and b.optics is not None:
+        optics = _join_optics(a.optics, b.optics, (len(a.order), len(b.order)))
+    order = np.concatenate([a.order, b.order])
+    return _thin(StackSums(add_spectra(a.spectra, b.spectra), order, optics))
+
+
+def _shuffle(ids: Array) -> Array:
+    """Numbers below 2**32 that look random, each of one id (Knuth's multiplicative hash)."""
+    mixed = np.asarray(ids, np.uint64) * np.uint64(2654435761) & np.uint64(2**32 - 1)
+    mixed ^= mixed >> np.uint64(15)
+    mixed = mixed * np.uint64(2246822519) & np.uint64(2**32 - 1)
+    return (mixed ^ (mixed >> np.uint64(13))).astype(np.int64)
+
+
+def _thin(sums: StackSums) -> StackSums:
+    first = np.sort(np.argsort(sums.order, kind="stable")[:N_OPTICS])
+    return StackSums(sums.spectra, sums.order[first], sums.optics and sums.optics[first])
+
+
+def _join_optics(a: Optics, b: Optics, sizes: tuple[int, int]) -> Optics:
+    joined = {}
+    for name in vars(a):
+        parts = [np.broadcast_to(getattr(o, name), n) for o, n in zip((a, b), sizes, strict=True)]
+        same = np.ndim(getattr(a, name)) == np.ndim(getattr(b, name)) == 0
+        joined[name] = getattr(a, name) if same else np.concatenate(parts)
+    return Optics(**joined)
+
+
+# --- Spectra --------------------------------------------------------------------------------------
+
+
+class SpectrumSet(NamedTuple):
+    """References for `emdask.kernels.polar.match_spectra`.
+
+    Parameters
+    ----------
+    bank
+        As it wants them.
+    angles_deg : float64 array, shape (v, 3)
+        rot, tilt and psi of each; NaN where they are not known.
+    class_index : int64 array, shape (v,)
+        Class of each.
+    """
+
+    bank: SpectrumBank
+    angles_deg: Array
+    class_index: Array
+
+
+def prepare_spectrum_set(
+    references: References,
+    sums: StackSums,
+    *,
+    spacing_deg: float,
+    view: View | None,
+    by_class: bool,
+) -> SpectrumSet:
+    """Prepare references over the whole sphere, in groups.
+
+    Parameters
+    ----------
+    references
+        Volumes or images.
+    sums
+        Of the stack.
+    spacing_deg
+        Distance of the directions from which volumes are seen.
+    view
+        What is wanted; None for the whole sphere.
+    by_class
+        Whether each class is a group, or all are one. With a view, these are within the cone, and
+        one more group is all that is outside.
+
+    Returns
+    -------
+    SpectrumSet
+    """
+    groups = _choose_views(references, spacing_deg, view)
+    if not by_class:
+        groups = _join_classes(groups, view is not None)
+    spectra = _measured(sums)
+    box_px = references.box_px
+    typical = _typical_images(references)
+    contrast = find_contrast(spectra, radial_power(typical)[1].mean(0), box_px)
+    radius_px = _radius(typical)
+    band_px = int(np.clip(SPECTRUM_BAND * box_px / radius_px, 6, box_px // 2 - 2))
+    # Sampled no finer than these frequencies need.
+    small_px = min(2 * band_px + 8, box_px)
+    images = _project(references, groups, small_px) * np.float32(contrast)
+    frequency = np.arange(band_px + 1) / box_px
+    bank = prepare_spectra(
+        images,
+        tuple(len(group.angles_deg) for group in groups),
+        box_px=box_px,
+        band_px=band_px,
+        noise_power=noise_at(frequency, find_noise(spectra)),
+        with_ctf=sums.optics is not None,
+    )
+    angles = np.concatenate([group.angles_deg for group in groups])
+    return SpectrumSet(bank, angles, np.concatenate([group.class_index for group in groups]))
+
+
+class _Group(NamedTuple):
+    """References that count as one: views of volumes, or places among images."""
+
+    angles_deg: Array
+    class_index: Array
+    places: Array
+
+
+def _choose_views(references: References, spacing_deg: float, view: View | None) -> list[_Group]:
+    n_classes = references.n_classes
+    if references.volumes is None:
+        return _choose_images(references, view)
+    if view is None:
+        views = _with_psi(sphere_grid(spacing_deg))
+        return [_views_of(views, [i]) for i in range(n_classes)]
+    inside = _with_psi(cone_views(view.view_deg, view.cone_deg, DENSER_INSIDE * spacing_deg))
+    groups = [_views_of(inside, [i]) for i in range(n_classes)]
+    sphere = sphere_grid(spacing_deg)
+    beyond = angles_between(sphere, view.view_deg) > view.cone_deg + GAP * spacing_deg
+    few = np.unique(np.linspace(0, n_classes - 1, min(n_classes, N_OUTSIDE)).round().astype(int))
+    return [*groups, _views_of(_with_psi(sphere[beyond]), few.tolist())]
+
+
+def _with_psi(views_deg: Array) -> Array:
+    return np.column_stack([views_deg, np.zeros(len(views_deg))])
+
+
+def _views_of(angles_deg: Array, classes: list[int]) -> _Group:
+    class_index = np.repeat(np.array(classes, np.int64), len(angles_deg))
+    return _Group(np.tile(angles_deg, (len(classes), 1)), class_index, np.zeros(0, np.int64))
+
+
+def _choose_images(references: References, view: View | None) -> list[_Group]:
+    class_index = references.class_index
+    assert class_index is not None
+    angles = references.angles_deg
+    if angles is None:
+        angles = np.full((len(class_index), 3), np.nan)
+    outside = np.zeros(len(angles), bool)
+    if view is not None:
+        outside = ~view.holds(angles[:, :2])
+    chosen = [np.flatnonzero((class_index == i) & ~outside) for i in range(references.n_classes)]
+    if view is not None:
+        chosen.append(np.flatnonzero(outside))
+    return [_Group(angles[which], class_index[which], which) for which in chosen]
+
+
+def _join_classes(groups: list[_Group], with_outside: bool) -> list[_Group]:
+    inside = groups[:-1] if with_outside else groups
+    joined = _Group(*(np.concatenate(parts) for parts in zip(*inside, strict=True)))
+    return [joined, *groups[len(inside) :]]
+
+
+def reference_images(
+    references: References, *, spacing_deg: float, view: View | None
+) -> tuple[Array, Array]:
+    """Make the references of `prepare_spectrum_set`, by class, as images.
+
+    Parameters
+    ----------
+    references, spacing_deg, view
+        As there.
+
+    Returns
+    -------
+    images : float32 array, shape (v, n, n)
+    group : int64 array, shape (v,)
+        Class of each, from 0; with a view, those outside of the cone come after all classes.
+    """
+    groups = _choose_views(references, spacing_deg, view)
+    sizes = [len(group.angles_deg) for group in groups]
+    images = _project(references, groups, references.box_px)
+    return images, np.repeat(np.arange(len(groups)), sizes)
+
+
+def _project(references: References, groups: list[_Group], size_px: int) -> Array:
+    """References of all groups, as images of so many pixels; those given as images as they are."""
+    if references.volumes is None:
+        assert references.images is not None
+        images = references.images[np.concatenate([group.places for group in groups])]
+        return np.asarray(images - _border(images)[:, None, None])
+    spectra: dict[int, Any] = {}
+    parts = []
+    for group in groups:
+        for index in dict.fromkeys(group.class_index.tolist()):
+            if index not in spectra:
+                volume = references.volumes[index]
+                small = crop_volume(volume, size_px) if size_px < len(volume) else volume
+                spectra[index] = prepare_volume(small, "rough")
+            own = group.angles_deg[group.class_index == index]
+            parts.append(project_volume(spectra[index], rotation_matrices(own)))
+    return np.concatenate(parts)
+
+
+def _border(images: Array) -> Array:
+    """Mean over the edge of images: the level of their ground."""
+    edges = np.concatenate(
+        [images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1
+    )
+    level: Array = edges.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return level
+
+
+def _typical_images(references: References, view: View | None = None) -> Array:
+    """Some images of the references: within the cone, or from everywhere."""
+    if references.volumes is None:
+        assert references.images is not None
+        return references.images
+    views = cone_views(view.view_deg, view.cone_deg, 8.0) if view else sphere_grid(35.0)
+    matrices = rotation_matrices(_with_psi(views))
+    return np.concatenate(
+        [project_volume(prepare_volume(volume, "rough"), matrices) for volume in references.volumes]
+    )
+
+
+def _radius(images: Array) -> float:
+    """Of the disc that holds what is not ground, in pixels; at most half the edge."""
+    n = images.shape[-1]
+    y, x = np.indices((n, n)) - n // 2
+    order = np.argsort(np.hypot(x, y), axis=None)
+    held = np.cumsum(np.abs(images).mean(0).ravel()[order])
+    last = int(np.searchsorted(held, WITHIN * held[-1]))
+    return float(min(np.hypot(x, y).ravel()[order[last]] + 2, n / 2))
+
+
+def _measured(sums: StackSums) -> SpectrumSums:
+    assert sums.spectra is not None
+    return sums.spectra
+
+
+def find_threshold(
+    spectra: SpectrumSet, references: References, sums: StackSums, view: View, keep: float
+) -> float:
+    """Find the score above which a share of the images of the cone lies, by simulating some.
+
+    Parameters
+    ----------
+    spectra
+        Of `prepare_spectrum_set`, with a view and in two groups.
+    references
+        Volumes: they are seen from anywhere within the cone. Or images.
+    sums
+        Of the stack: noise, contrast and CTFs are its own.
+    view
+        What is wanted.
+    keep
+        The share, 0 to 1.
+
+    Returns
+    -------
+    float
+        Of the difference between the log-likelihoods of the two groups.
+    """
+    rng = np.random.default_rng(0)
+    images = _draw_images(references, view, rng)
+    measured = _measured(sums)
+    box_px = references.box_px
+    power = radial_power(_typical_images(references))[1].mean(0)
+    terms = to_half_planes(images) * np.float32(find_contrast(measured, power, box_px))
+    optics = None
+    if sums.optics is not None:
+        optics = sums.optics[rng.integers(len(sums.order), size=len(images))]
+        terms *= optics.ctfs((box_px, box_px), len(images))
+    amplitude = np.sqrt(noise_at(frequency_grid((box_px, box_px)), find_noise(measured)))
+    white = rng.standard_normal(images.shape, dtype=np.float32)
+    noisy = to_images(terms + to_half_planes(white) * amplitude.astype(np.float32), (box_px,) * 2)
+    likely = match_spectra(noisy, spectra.bank, optics).log_likelihood
+    return float(np.quantile(likely[:, 0] - likely[:, 1], 1 - keep))
+
+
+def _draw_images(references: References, view: View, rng: np.random.Generator) -> Array:
+    """Clean images of the cone, of all classes alike."""
+    if references.volumes is None:
+        assert references.images is not None
+        (group,) = _join_classes(_choose_images(references, view), True)[:1]
+        return np.asarray(references.images[rng.choice(group.places, N_CALIBRATION)])
+    cosine = 1 - (1 - np.cos(np.deg2rad(view.cone_deg))) * rng.random(N_CALIBRATION)
+    about = 360 * rng.random(N_CALIBRATION)
+    pole = np.column_stack([about, np.rad2deg(np.arccos(cosine))])
+    views = turn_pole(pole, view.view_deg)
+    angles = np.column_stack([views, 360 * rng.random(N_CALIBRATION)])
+    per_class = np.array_split(rotation_matrices(angles), references.n_classes)
+    return np.concatenate(
+        [
+            project_volume(prepare_volume(volume, "rough"), own)
+            for volume, own in zip(references.volumes, per_class, strict=True)
+        ]
+    )
+
+
+# --- Poses ----------------------------------------------------------------------------------------
+
+
+class PoseSet(NamedTuple):
+    """References for `emdask.kernels.pose_search.search_poses`.
+
+    Parameters
+    ----------
+    bank
+        As it wants them.
+    angles_deg : float64 array, shape (r, 3)
+        rot, tilt and psi of each; NaN where they are not known.
+    """
+
+    bank: PoseBank
+    angles_deg: Array
+
+
+def prepare_pose_set(
+    references: References,
+    sums: StackSums,
+    *,
+    view: View | None,
+    step_deg: float,
+    rim_deg: float,
+    shift_px: float,
+    band: float | None,
+    everywhere: bool = False,
+) -> PoseSet:
+    """Prepare the enhanced basis set: every conformation from all directions of a cone.
+
+    Parameters
+    ----------
+    references
+        Volumes or images; of images all are taken.
+    sums
+        Of the stack.
+    view
+        Axis and angle of the cone; None only with images.
+    step_deg
+        Distance of directions.
+    rim_deg
+        Width of the rim outside of the cone whose views are one more group, the last.
+    shift_px
+        Largest shift.
+    band
+        Highest frequency, cycles a pixel; None for what holds 99.5 % of what tells classes apart.
+    everywhere
+        Whether the images of the stack are seen from all sides, and not from the cone alone.
+
+    Returns
+    -------
+    PoseSet
+    """
+    images, coarse, angles, sizes = _pose_images(references, view, step_deg, rim_deg)
+    measured, box_px = _measured(sums), references.box_px
+    typical = images
+    if everywhere and references.volumes is not None:
+        typical = _typical_images(references)
+    contrast = find_contrast(measured, radial_power(typical)[1].mean(0), box_px)
+    radius_px = _radius(images)
+    if band is None:
+        band = _find_band(images, sizes[: references.n_classes], radius_px)
+    amplitude = np.sqrt(noise_at(frequency_grid((box_px, box_px)), find_noise(measured)))
+    bank = prepare_poses(
+        images * np.float32(contrast),
+        sizes,
+        coarse * np.float32(contrast),
+        plan_search(radius_px, band, shift_px),
+        amplitude,
+    )
+    return PoseSet(bank, angles)
+
+
+def _pose_images(
+    references: References, view: View | None, step_deg: float, rim_deg: float
+) -> tuple[Array, Array, Array, tuple[int, ...]]:
+    """References group after group, views for the coarse step, angles, and sizes of groups."""
+    if references.volumes is None:
+        groups = _choose_images(references, None)
+        assert references.images is not None
+        images = references.images[np.concatenate([group.places for group in groups])]
+        images = images - _border(images)[:, None, None]
+        angles = np.concatenate([group.angles_deg for group in groups])
+        return images, images, angles, tuple(len(group.places) for group in groups)
+    assert view is not None
+    views = cone_views(view.view_deg, view.cone_deg, step_deg, rim_deg)
+    angles = align_views(views, view.view_deg)
+    inside = view.holds(views)
+    coarse_views = cone_views(view.view_deg, view.cone_deg + rim_deg, 5 / 3 * step_deg)
+    coarse_angles = align_views(coarse_views, view.view_deg)
+    seen, coarse = [], 0.0
+    for volume in references.volumes:
+        spectrum = prepare_volume(volume)
+        seen.append(project_volume(spectrum, rotation_matrices(angles)))
+        few = project_volume(spectrum, rotation_matrices(coarse_angles))
+        coarse = coarse + few / len(references.volumes)
+    n_classes, n_inside = len(seen), int(inside.sum())
+    parts, sizes = [own[inside] for own in seen], [n_inside] * n_classes
+    order = [angles[inside]] * n_classes
+    if not inside.all():
+        parts += [own[~inside] for own in seen]
+        order += [angles[~inside]] * n_classes
+        sizes.append(n_classes * int((~inside).sum()))
+    return np.concatenate(parts), np.asarray(coarse), np.concatenate(order), tuple(sizes)
+
+
+def _find_band(images: Array, sizes: tuple[int, ...], radius_px: float) -> float:
+    """Frequency below which most of what tells the classes apart lies; cycles a pixel."""
+    n = images.shape[-1]
+    lowest = min(1.5 * SEARCH_BANDS[1] / radius_px, HIGHEST_BAND)
+    if len(set(sizes)) > 1 or len(sizes) < 2:
+        return lowest
+    stacked = images[: sum(sizes)].reshape(len(sizes), -1, n, n)
+    terms = to_half_planes((stacked - stacked.mean(0)).reshape(-1, n, n))
+    power = half_plane_weights((n, n)) * np.square(np.abs(terms)).sum(0)
+    frequency = frequency_grid((n, n))
+    order = np.argsort(frequency, axis=None)
+    held = np.cumsum(power.ravel()[order])
+    last = min(int(np.searchsorted(held, SHARE_OF_DIFFERENCE * held[-1])), len(order) - 1)
+    return float(np.clip(frequency.ravel()[order[last]], lowest, HIGHEST_BAND))
+
+
+def plan_search(radius_px: float, band: float, shift_px: float) -> PosePlan:
+    """Choose steps of turns and shifts by the highest frequencies and the radius of the particle.
+
+    Parameters
+    ----------
+    radius_px
+        Of the particle.
+    band
+        Highest frequency of the fine step, cycles a pixel.
+    shift_px
+        Largest shift.
+
+    Returns
+    -------
+    PosePlan
+
+    Examples
+    --------
+    >>> [round(band, 2) for band in plan_search(56.0, 0.36, 4.0).bands]
+    [0.12, 0.19, 0.36]
+    """
+    coarse, middle = (min(each / radius_px, band) for each in SEARCH_BANDS)
+    bands = (coarse, middle, band)
+    shifts = [c / b for c, b in zip((0.19, 0.095, 0.09), bands, strict=True)]
+    turns = [
+        float(np.rad2deg(c / (b * radius_px)))
+        for c, b in zip((0.61, 0.37, 0.36), bands, strict=True)
+    ]
+    return PosePlan(
+        shift_px=shift_px,
+        radius_px=radius_px,
+        bands=bands,
+        shift_steps_px=(round(shifts[0], 2), round(shifts[1], 2), round(shifts[2], 2)),
+        turn_steps_deg=(360 / max(8, round(360 / turns[0])), turns[1], turns[2]),
+        shift_reach_px=(0.67 * shifts[0], 1.5 * shifts[1]),
+        turn_reach_deg=(0.8 * turns[0], 2 * turns[1]),
+    )

@@ -1,0 +1,131 @@
+"""What a stack tells of its noise, and of how strongly it shows a particle that is known.
+
+Images are ``a CTF R + N``: R the reference in its own grey levels, a the contrast, one number for a
+stack, N noise of a power spectrum. Rings of frequencies add up over images.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from emdask.kernels.ctf import Optics
+from emdask.kernels.fourier import radial_power, ring_frequencies
+from emdask.kernels.whitening import NoiseSums, noise_spectrum, sum_noise
+from emdask.kernels.whitening import add_sums as add_noise
+
+__all__ = ["SpectrumSums", "add_spectra", "find_contrast", "find_noise", "noise_at", "sum_spectra"]
+
+Array = npt.NDArray[Any]
+
+# Cycles a pixel: the background of a corner, less its own mean, lacks frequencies below.
+LEAST_FREQUENCY = 0.035
+
+
+class SpectrumSums(NamedTuple):
+    """What adds up over images; arrays are over the rings of `emdask.kernels.fourier.radial_power`.
+
+    Parameters
+    ----------
+    n_images
+        Number of them.
+    noise
+        Of their quiet corners.
+    power
+        Of the images.
+    square
+        Square of their CTF.
+    """
+
+    n_images: int
+    noise: NoiseSums
+    power: Array
+    square: Array
+
+
+def sum_spectra(images: Any, optics: Optics | None) -> SpectrumSums:
+    """Add up spectra of images and of their corners.
+
+    Parameters
+    ----------
+    images : array, shape (m, n, n)
+        Grey levels, of the host; not empty.
+    optics
+        Of the images; None where they have no CTF.
+
+    Returns
+    -------
+    SpectrumSums
+    """
+    shape = images.shape[1:]
+    _, power = radial_power(np.asarray(images, np.float64))
+    square = np.ones((1, power.shape[1]))
+    if optics is not None:
+        square = optics.power(ring_frequencies(shape))
+    square = np.broadcast_to(square, power.shape)
+    noise = sum_noise(images, corners=True)
+    return SpectrumSums(len(images), noise, power.sum(0), square.sum(0))
+
+
+def add_spectra(a: SpectrumSums, b: SpectrumSums) -> SpectrumSums:
+    """Combine the sums of two blocks of images."""
+    noise = add_noise(a.noise, b.noise)
+    return SpectrumSums(a.n_images + b.n_images, noise, a.power + b.power, a.square + b.square)
+
+
+def find_noise(sums: SpectrumSums) -> tuple[Array, Array]:
+    """Return the power spectrum of the noise.
+
+    Returns
+    -------
+    frequency, power : float64 arrays, shape (r,)
+        As of `emdask.kernels.whitening.noise_spectrum`; below 0.035 cycles a pixel, where corners
+        tell too little, the power is that at the first frequency above.
+    """
+    frequency, power = noise_spectrum(sums.noise)
+    first = min(int(np.searchsorted(frequency, LEAST_FREQUENCY)), len(power) - 1)
+    power = power.copy()
+    power[:first] = power[first]
+    return frequency, power
+
+
+def noise_at(frequency: npt.ArrayLike, spectrum: tuple[Array, Array]) -> Array:
+    """Return the noise's power at frequencies in cycles a pixel; constant beyond those known."""
+    power: Array = np.interp(np.asarray(frequency, np.float64), *spectrum)
+    return power
+
+
+def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: int) -> float:
+    """Return how strongly images show a reference.
+
+    Parameters
+    ----------
+    sums
+        Of the images.
+    reference_power : array_like, shape (r,)
+        Mean power of the references over the rings, as of `emdask.kernels.fourier.radial_power`.
+    box_px
+        Edge of images and references.
+
+    Returns
+    -------
+    float
+        The factor from the references' grey levels to those of the images; 0 where images show
+        less power than their corners.
+
+    Notes
+    -----
+    Least squares over rings, whose weights are the number of Fourier terms over the squared power:
+    the inverse variances of what is fitted.
+    """
+    reference_power = np.asarray(reference_power, np.float64)
+    frequency = ring_frequencies((box_px, box_px))
+    noise = noise_at(frequency, find_noise(sums))
+    power = sums.power / sums.n_images
+    model = reference_power * sums.square / sums.n_images
+    seen = (frequency >= LEAST_FREQUENCY / 2) & (frequency < 0.5)
+    weight = np.where(seen, frequency / np.square(power), 0.0)
+    square = float(weight @ (model * (power - noise)) / (weight @ model**2))
+    return float(np.sqrt(max(square, 0.0)))
