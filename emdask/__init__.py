@@ -1,4 +1,4 @@
-"""Array engine for cryo-EM images: denoise, pick, simulate, reconstruct; lazily, distributed."""
+"""Array engine for cryo-EM images: denoise, pick, classify, simulate, reconstruct; lazily."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emdask.classifiers import classify
     from emdask.cluster import connect
     from emdask.comparisons import compare
     from emdask.ctf_correctors import phase_flip
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from emdask.phantoms import phantom
     from emdask.pickers import pick
     from emdask.reconstructors import reconstruct
+    from emdask.screeners import screen
     from emdask.simulators import simulate
     from emdask.simulators.micrographs import simulate_micrographs
     from emdask.structures import volume_from_structure
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "classify",
     "compare",
     "connect",
     "denoise",
@@ -50,6 +53,7 @@ __all__ = [
     "save_picks",
     "save_stack",
     "save_volume",
+    "screen",
     "simulate",
     "simulate_micrographs",
     "train_picker",
@@ -60,6 +64,7 @@ __all__ = [
 
 # The verbs load when used, so that ``import emdask`` costs milliseconds.
 _HOMES = {
+    "classify": "emdask.classifiers",
     "compare": "emdask.comparisons",
     "connect": "emdask.cluster",
     "denoise": "emdask.denoisers",
@@ -78,6 +83,7 @@ _HOMES = {
     "save_picks": "emdask.io",
     "save_stack": "emdask.io",
     "save_volume": "emdask.io",
+    "screen": "emdask.screeners",
     "simulate": "emdask.simulators",
     "simulate_micrographs": "emdask.simulators.micrographs",
     "train_picker": "emdask.trainers",

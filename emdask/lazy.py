@@ -37,7 +37,7 @@ from emdask.checks import sentence
 from emdask.errors import EmdaskError, StackError
 from emdask.kernels.ctf import Optics
 from emdask.kernels.reductions import over_pixels
-from emdask.method import Method, Reconstructor, learns
+from emdask.method import Classifier, Learn, Method, Reconstructor, learns
 from emdask.placement import on_cards, requests
 
 Images = npt.NDArray[Any]
@@ -51,6 +51,8 @@ FOLD_BYTES = 64 * 2**20
 FOLD_VOLUMES = {"cpu": 2, "auto": 2, "cuda": 4}
 WRITES_AT_ONCE = 20_000
 LARGE_GRAPH = "4 GiB"
+# Of a table: 15 numbers each are 4 MiB.
+ROWS_AT_ONCE = 1 << 16
 
 
 def read_images(
@@ -229,13 +231,27 @@ def _apply_block(
     model: Any = None,
 ) -> Images:
     images = clean_pixels(images, int(starts[block_id[0]]), bad_pixels)
-    where = resolve_device(device, method.apply)
     arguments = (params,) if method.learn is None else (params, model)
-    function, along = method.apply[where], {}
     if optics is not None:
         values = tables[0][:, 0].T if varying else ()
-        along = {"optics": replace(optics, **dict(zip(varying, values, strict=True)))}
-    elif method.takes_optics:
+        optics = replace(optics, **dict(zip(varying, values, strict=True)))
+    how: dict[str, Any] = {"device": device, "takes_optics": method.takes_optics}
+    return _run_block(method.apply, images, *arguments, optics=optics, **how)
+
+
+def _run_block(
+    functions: Mapping[str, Callable[..., Images]],
+    images: Images,
+    *arguments: Any,
+    device: str,
+    optics: Optics | None,
+    takes_optics: bool,
+) -> Images:
+    where = resolve_device(device, functions)
+    function, along = functions[where], {}
+    if optics is not None:
+        along = {"optics": optics}
+    elif takes_optics:
         function = partial(function, optics=None)
     with one_blas_thread:
         return on_device(function, images, *arguments, device=where, along=along)  # type: ignore[no-any-return]
@@ -528,13 +544,40 @@ def learn_model(
     learn = method.learn
     if learn is None or not learns(method, params):
         raise StackError(sentence(name, "has nothing to learn", remedy="Call denoise() at once."))
-    ends = np.cumsum(images.chunks[0])
-    blocks = images.to_delayed().ravel()
     about = {**(known or {}), "method": name, **stored_parameters(params)}
     token = tokenize(images.name, image_ids, method, params, device, optics, about, bad_pixels)
+    total = _sum_images(
+        images,
+        image_ids,
+        learn,
+        params,
+        names=(f"{name}-sums-{token}", f"{name}-combine-{token}"),
+        device=device,
+        along={"optics": optics} if method.takes_optics else {},
+        bad_pixels=bad_pixels,
+    )
+    return delayed(_finalize)(
+        learn.finalize, total, params, about, dask_key_name=f"{name}-model-{token}"
+    )
+
+
+def _sum_images(
+    images: da.Array,
+    image_ids: Images,
+    record: Learn | Classifier,
+    params: Any,
+    *,
+    names: tuple[str, str],
+    device: str,
+    along: Mapping[str, Any],
+    bad_pixels: str,
+) -> Delayed:
+    """Make sums of each chunk and combine them; ``names`` are those of the tasks that do."""
+    ends = np.cumsum(images.chunks[0])
+    blocks = images.to_delayed().ravel()
     sum_block = partial(
         _sum_block,
-        chunk=learn.chunk,
+        chunk=record.chunk,
         params=params,
         n_images=images.shape[0],
         device=device,
@@ -544,20 +587,16 @@ def learn_model(
     with on_cards(device):
         for i, (block, end) in enumerate(zip(blocks, ends, strict=True)):
             part = slice(int(end - images.chunks[0][i]), int(end))
-            along = {"optics": optics and optics[part]} if method.takes_optics else {}
             sums.append(
                 delayed(sum_block)(
                     block,
                     image_ids[part],
                     first=part.start,
-                    along=along,
-                    dask_key_name=f"{name}-sums-{token}-{i}",
+                    along={name: value and value[part] for name, value in along.items()},
+                    dask_key_name=f"{names[0]}-{i}",
                 )
             )
-    total = _combine_tree(learn.combine, sums, f"{name}-combine-{token}")
-    return delayed(_finalize)(
-        learn.finalize, total, params, about, dask_key_name=f"{name}-model-{token}"
-    )
+    return _combine_tree(record.combine, sums, names[1])
 
 
 def _combine_tree(combine: Callable[[Any, Any], Any], sums: list[Delayed], name: str) -> Delayed:
@@ -847,6 +886,199 @@ def _as_table(found: Mapping[str, Any], columns: Mapping[str, str]) -> Any:
     return pd.DataFrame(
         {label: pd.Series(found.get(label, ()), dtype=kind) for label, kind in columns.items()}
     )
+
+
+def prepare_model(
+    images: da.Array,
+    image_ids: Images,
+    record: Classifier,
+    params: Any,
+    references: Any,
+    *,
+    name: str,
+    device: str,
+    optics: Optics | None = None,
+    bad_pixels: str = "raise",
+) -> Delayed:
+    """Prepare what images are compared with: sums of each chunk, combined as a tree, and one task.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    image_ids : int64 array, shape (n,)
+        Number of each image; random choices follow it.
+    record, params
+        The record and its parameters.
+    references
+        What the user wants images to be compared with, or None; it goes to the one task alone.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda", where the sums are made, if they can be made there; resolved on the
+        worker.
+    optics
+        Of all images; None where it is not known or not asked for.
+    bad_pixels
+        As of `map_images`.
+
+    Returns
+    -------
+    dask.delayed.Delayed
+        What ``record.prepare`` returns. It has a key of its own in the graph, so that a worker gets
+        it once, not with each task.
+    """
+    token = tokenize(images.name, image_ids, record, params, references, device, optics, bad_pixels)
+    total = _sum_images(
+        images,
+        image_ids,
+        record,
+        params,
+        names=(f"{name}-sums-{token}", f"{name}-combine-{token}"),
+        device=device if device in ("auto", *record.chunk) else "cpu",
+        along={"optics": optics} if record.takes_optics else {},
+        bad_pixels=bad_pixels,
+    )
+    given = delayed(references, name=f"{name}-references-{token}", traverse=False)
+    return delayed(_prepare)(
+        record.prepare, total, params, given, dask_key_name=f"{name}-model-{token}"
+    )
+
+
+def _prepare(prepare: Callable[..., Any], sums: Any, params: Any, references: Any) -> Any:
+    with one_blas_thread:
+        return prepare(sums, params, references)
+
+
+def map_rows(
+    images: da.Array,
+    record: Classifier,
+    params: Any,
+    *,
+    n_columns: int,
+    name: str,
+    device: str,
+    model: Delayed,
+    optics: Optics | None = None,
+    bad_pixels: str = "raise",
+) -> da.Array:
+    """Score every image of every block of whole images: a row of numbers for each.
+
+    Images are read anew for it, once the model is there, even where the same images have made it:
+    else they would all wait in memory until it is.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    record, params
+        The record and its parameters.
+    n_columns
+        Length of a row.
+    name
+        Readable name of the tasks.
+    device
+        "auto", "cpu" or "cuda"; resolved on the worker.
+    model
+        Of `prepare_model`.
+    optics
+        Of all images; a block gets its part of it. None where it is not known or not asked for.
+    bad_pixels
+        As of `map_images`.
+
+    Returns
+    -------
+    dask.array.Array, shape (n, n_columns), float32
+        Of the host. Chunks of the images are put together, a few for a long stack.
+    """
+    score = partial(
+        _score_block,
+        record=record,
+        params=params,
+        n_columns=n_columns,
+        device=device,
+        bad_pixels=bad_pixels,
+    )
+    token = tokenize(images.name, score, model.key, optics)
+    prefix = f"{name}-scores-{token}"
+    keys = [(images.name, i, 0, 0) for i in range(images.numblocks[0])]
+    graph, again = _copy_graph(dict(optimize(images.dask, keys)), f"{name}-{token}")
+    starts = [*map(int, _starts(images)), images.shape[0]]
+    for i, key in enumerate(keys):
+        part = slice(starts[i], starts[i + 1])
+        graph[prefix, i, 0] = Task(
+            (prefix, i, 0),
+            score,
+            TaskRef(again.get(key, key)),
+            TaskRef(model.key),
+            first=part.start,
+            optics=optics and optics[part],
+        )
+    _fuse_reads(graph, prefix)
+    _wait_for(model.key, graph, prefix)
+    with on_cards(device):
+        layers = HighLevelGraph.from_collections(prefix, graph, dependencies=[model])
+    chunks = (images.chunks[0], (n_columns,))
+    rows = da.Array(layers, prefix, chunks, meta=np.empty((0, 0), np.float32))
+    return rows.rechunk((_merge_sizes(images.chunks[0], ROWS_AT_ONCE), n_columns))
+
+
+def _copy_graph(graph: dict[Any, Any], token: str) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """Give tasks other keys, so that they run again; and say which. Data are shared."""
+    again = {key: _other_key(key, token) for key, v in graph.items() if not isinstance(v, DataNode)}
+    copies = {
+        again.get(key, key): node.substitute(again, key=again.get(key, key))
+        for key, node in graph.items()
+    }
+    return copies, again
+
+
+def _other_key(key: Any, token: str) -> Any:
+    return (f"{key[0]}-{token}", *key[1:]) if isinstance(key, tuple) else f"{key}-{token}"
+
+
+def _wait_for(key: Any, graph: dict[Any, Any], prefix: str) -> None:
+    """Let what others than the tasks of a prefix begin with wait until a key is there."""
+    data = {name for name, node in graph.items() if isinstance(node, DataNode)}
+    for name, task in graph.items():
+        is_last = isinstance(name, tuple) and name[0] == prefix
+        if not is_last and isinstance(task, Task) and task.dependencies <= data:
+            graph[name] = Task(name, _after, task, TaskRef(key))
+
+
+def _after(result: Any, _: Any) -> Any:
+    return result
+
+
+def _merge_sizes(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Sizes of runs of neighbouring chunks that hold so much together at most, or one of them."""
+    merged: list[int] = []
+    for size in sizes:
+        if merged and merged[-1] + size <= most:
+            merged[-1] += size
+        else:
+            merged.append(size)
+    return tuple(merged)
+
+
+def _score_block(
+    images: Images,
+    model: Any,
+    *,
+    record: Classifier,
+    params: Any,
+    n_columns: int,
+    device: str,
+    bad_pixels: str,
+    first: int,
+    optics: Optics | None,
+) -> Images:
+    images = clean_pixels(images, first, bad_pixels)
+    how: dict[str, Any] = {"device": device, "takes_optics": record.takes_optics}
+    rows = _run_block(record.score, images, params, model, optics=optics, **how)
+    xp = array_namespace(rows)
+    rows = rows if xp is np else xp.asnumpy(rows)
+    return rows.astype(np.float32, copy=False).reshape(len(images), n_columns)
 
 
 def _count_threads() -> int:

@@ -160,7 +160,57 @@ class Picker:
     threshold_of: Callable[[Any], float] | None = None
 
 
-RECORDS = (Method, Reconstructor, Picker)
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """One way to tell how likely each image is under each of some classes.
+
+    Parameters
+    ----------
+    params
+        Frozen dataclass of the parameters; checks itself in ``__post_init__``, made of `parameter`
+        fields. Methods without references have ``n_classes`` among them.
+    chunk, combine
+        Sums of the stack in one pass, as of `Learn`.
+    prepare
+        ``(sums, params, references) -> model``: what every block is compared with, a record of
+        plain arrays, made in one task. ``references`` is `emdask.kernels.references.References`, or
+        None for methods that need none.
+    score
+        Device to ``(images, params, model) -> rows``: images (m, h, w) to an array (m, number of
+        columns), treated one by one, of the same library. Methods that take optics are given them
+        by the keyword ``optics``.
+    columns
+        ``(params, n_classes) -> names`` of a row's numbers: "class_1", "class_2", ..., the natural
+        logarithms of how likely the image is under each class, up to a number of the image; -inf
+        where a class is out of the question. Then any of "none", the same for an image that is
+        none of these; "kept", 0 for images that are no matter of classes, whatever else their row
+        says, else 1; "screen_score"; "rot_deg", "tilt_deg", "psi_deg", "shift_x_A", "shift_y_A".
+    needs_references
+        Whether there is something to compare with; else classes are found among the images.
+    takes_optics
+        Whether ``score`` and ``chunk`` have the keyword ``optics``, as of `Method`.
+    complete
+        As of `Method`.
+    check
+        ``(params, references) -> None``: raises at once where references do not suit; None where
+        any do.
+    """
+
+    params: type
+    chunk: Mapping[str, Callable[..., Any]]
+    combine: Callable[[Any, Any], Any]
+    prepare: Callable[[Any, Any, Any], Any]
+    score: Mapping[str, Callable[..., Any]]
+    columns: Callable[[Any, int], tuple[str, ...]]
+    needs_references: bool = True
+    takes_optics: bool = True
+    complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
+    check: Callable[[Any, Any], None] | None = None
+
+
+RECORDS = (Method, Reconstructor, Picker, Classifier)
+# The record of a method of any family.
+Record = Method | Reconstructor | Picker | Classifier
 
 
 def parameter(default: Any, meaning: str, unit: str = "") -> Any:
@@ -244,7 +294,7 @@ def find_method(family: str, name: str) -> Any:
 
     Returns
     -------
-    Method, Reconstructor or Picker
+    Method, Reconstructor, Picker or Classifier
         As the family has.
 
     Raises
@@ -280,7 +330,7 @@ def learns(record: Method, params: Any) -> bool:
     return record.learn.wanted is None or record.learn.wanted(params)
 
 
-def about(record: Method | Reconstructor | Picker) -> str:
+def about(record: Record) -> str:
     """Return what a method does, in one line: the first of its file.
 
     Examples
@@ -309,7 +359,7 @@ def resolve_method(
     Returns
     -------
     name : str
-    record : Method, Reconstructor or Picker
+    record : Method, Reconstructor, Picker or Classifier
     params : object
         Instance of ``record.params``.
 
@@ -338,9 +388,7 @@ def resolve_method(
     return name, record, method
 
 
-def build_params(
-    name: str, record: Method | Reconstructor | Picker, options: Mapping[str, Any]
-) -> Any:
+def build_params(name: str, record: Record, options: Mapping[str, Any]) -> Any:
     """Make the parameter record from parameters by name.
 
     Raises

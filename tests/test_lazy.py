@@ -18,8 +18,8 @@ import emdask
 from emdask.backend import why_no_cuda
 from emdask.errors import DeviceError, FormatError, ParameterError, StackError
 from emdask.kernels.ctf import Optics, ctf_2d
-from emdask.lazy import learn_model, map_tiles, read_images
-from emdask.method import Learn, Method, parameter
+from emdask.lazy import learn_model, map_rows, map_tiles, prepare_model, read_images
+from emdask.method import Classifier, Learn, Method, parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,3 +285,104 @@ def test_learning_on_a_card_never_falls_back() -> None:
     model = learn_model(images, np.arange(2), KNOWING, Centre(), name="defoci", device="cuda")
     with pytest.raises(DeviceError if why_no_cuda() else AssertionError, match="card"):
         model.compute()
+
+
+# --- Rows -----------------------------------------------------------------------------------------
+
+STEPS: list[str] = []
+
+
+def _read_noting(source: None, start: int, stop: int) -> np.ndarray:
+    STEPS.append("read")
+    return np.arange(start, stop, dtype="f4")[:, None, None] * np.ones((1, 4, 4), "f4")
+
+
+def _count_images(
+    images: np.ndarray, image_ids: np.ndarray, params: Centre, n_images: int
+) -> dict[str, object]:
+    return {"n": len(image_ids), "sum": images.mean(axis=(1, 2)).sum(dtype="f8")}
+
+
+def _prepare_mean(sums: dict, params: Centre, references: np.ndarray) -> float:
+    STEPS.append("prepare")
+    return float(params.weight * sums["sum"] / sums["n"] + references.sum())
+
+
+def _compare(images: np.ndarray, params: Centre, model: float) -> np.ndarray:
+    means = images.mean(axis=(1, 2))
+    return np.stack([means - model, means], axis=1)
+
+
+COMPARING = Classifier(
+    params=Centre,
+    chunk={"cpu": _count_images},
+    combine=_add,
+    prepare=_prepare_mean,
+    score={"cpu": _compare},
+    columns=lambda params, n_classes: ("class_1", "class_2"),
+    takes_optics=False,
+)
+
+
+def _compared(images: da.Array, **options: object) -> da.Array:
+    how = {"name": "centre", "device": "cpu", **options}
+    ids, references = np.arange(len(images)), np.zeros((3, 3))
+    model = prepare_model(images, ids, COMPARING, Centre(), references, **how)
+    return map_rows(images, COMPARING, Centre(), n_columns=2, model=model, **how)
+
+
+def _numbers(chunk: int = 2) -> da.Array:
+    return read_images(_read_noting, None, shape=(12, 4, 4), dtype="f4", chunk=chunk, name="count")
+
+
+@pytest.mark.parametrize("chain", ["as read", "slice", "rechunk", "arithmetic", "in memory"])
+def test_images_are_read_again_once_the_model_is_there(chain: str) -> None:
+    """No chunk waits in memory from the first pass to the second, nor is read before its time."""
+    images = {
+        "as read": _numbers,
+        "slice": lambda: _numbers()[1:-1],
+        "rechunk": lambda: _numbers().rechunk((3, 4, 4)),
+        "arithmetic": lambda: _numbers() + 1,
+        "in memory": lambda: da.from_array(_read_noting(None, 0, 12), chunks=(2, 4, 4)),
+    }[chain]()
+    rows = _compared(images)
+    numbers = images[:, 0, 0].compute()
+    STEPS.clear()
+    with dask.config.set(scheduler="threads", num_workers=3):
+        found = rows.compute()
+    n_reads = 0 if chain == "in memory" else 6
+    assert ["read"] * n_reads + ["prepare"] + ["read"] * n_reads == STEPS
+    np.testing.assert_allclose(found, np.stack([numbers - numbers.mean(), numbers], 1), rtol=1e-6)
+    assert found.dtype == rows.dtype == np.float32
+
+
+def test_reading_and_scoring_a_chunk_is_one_task() -> None:
+    (optimized,) = dask.optimize(_compared(_numbers()))
+    keys = [str(key) for key in dict(optimized.dask)]
+    # Twice reads and what is read; sums, their total and the model of it; scores, put together.
+    assert sum("centre-scores" in key for key in keys) == 6
+    assert sum("centre-model" in key for key in keys) == 1
+    assert sum("centre-references" in key for key in keys) == 1
+    assert len(keys) <= 6 * 3 + 6
+
+
+def test_rows_of_many_chunks_lie_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _compared(_numbers()).chunks == ((12,), (2,))
+    monkeypatch.setattr(emdask.lazy, "ROWS_AT_ONCE", 5)
+    assert _compared(_numbers()).chunks == ((4, 4, 4), (2,))
+    assert _compared(_numbers(chunk=7)).chunks == ((7, 5), (2,))
+
+
+def test_rows_name_bad_pixels_and_their_own_length() -> None:
+    spoilt = np.ones((5, 4, 4), "f4")
+    spoilt[3, 1, 2] = np.inf
+    images = da.from_array(spoilt, chunks=(2, 4, 4))
+    with pytest.raises(StackError, match="image 3 has 1 NaN or infinite pixels"):
+        _compared(images).compute()
+    found = _compared(images, bad_pixels="replace").compute()
+    np.testing.assert_array_equal(found, np.tile([0, 1], (5, 1)))
+    how = {"name": "centre", "device": "auto"}
+    good = da.ones((5, 4, 4), chunks=(2, 4, 4))
+    model = prepare_model(good, np.arange(5), COMPARING, Centre(), np.zeros(1), **how)
+    with pytest.raises(ValueError, match="reshape"):
+        map_rows(good, COMPARING, Centre(), n_columns=3, model=model, **how).compute()

@@ -16,6 +16,7 @@ import emdask.method
 from emdask.denoisers import FAMILY
 from emdask.errors import ParameterError, StackError, UnknownMethodError
 from emdask.method import (
+    Classifier,
     Learn,
     Method,
     find_homes,
@@ -104,3 +105,14 @@ def test_learning_needs_a_learning_method() -> None:
 def test_learn_is_a_plain_record() -> None:
     learn = Learn(chunk={"cpu": np.sum}, combine=np.add, finalize=lambda sums, params: sums)
     assert learn.combine(1, 2) == 3
+
+
+def test_a_classifier_is_a_record_like_others() -> None:
+    assert "kmeans" in list_methods("emdask.classifiers")
+    record = find_method("emdask.classifiers", "kmeans")
+    assert isinstance(record, Classifier)
+    name, found, params = resolve_method("emdask.classifiers", record.params(n_classes=3), {})
+    assert (name, found, params.n_classes) == ("kmeans", record, 3)
+    assert emdask.method.about(record).startswith("K-means without references")
+    with pytest.raises(ParameterError, match="kmeans: no parameter of this name; got 'n_class'"):
+        resolve_method("emdask.classifiers", "kmeans", {"n_class": 3})
