@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import emdask
-from emdask import denoisers, pickers, reconstructors
+from emdask import classifiers, denoisers, pickers, reconstructors
 from emdask.method import about, find_method, list_methods
 from emdask.variables import table
 
@@ -64,6 +64,8 @@ Path(__file__).with_name("methods.rst").write_text(
     describe_methods("Denoising methods", "denoise", denoisers.FAMILY)
     + "\n"
     + describe_methods("Picking methods", "pick", pickers.FAMILY)
+    + "\n"
+    + describe_methods("Classification methods", "classify", classifiers.FAMILY)
     + "\n"
     + describe_methods("Reconstruction methods", "reconstruct", reconstructors.FAMILY),
     encoding="utf-8",

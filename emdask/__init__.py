@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from emdask.averages import class_averages
     from emdask.classifiers import classify
     from emdask.cluster import connect
     from emdask.comparisons import compare
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "class_averages",
     "classify",
     "compare",
     "connect",
@@ -64,6 +66,7 @@ __all__ = [
 
 # The verbs load when used, so that ``import emdask`` costs milliseconds.
 _HOMES = {
+    "class_averages": "emdask.averages",
     "classify": "emdask.classifiers",
     "compare": "emdask.comparisons",
     "connect": "emdask.cluster",

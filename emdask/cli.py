@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from emdask import __version__, pick_arguments
+from emdask import __version__, classify_arguments, pick_arguments
 from emdask import simulate_arguments as given
 from emdask.errors import EmdaskError
 from emdask.options import add_method_options, repeat_options, split_words, with_signature
@@ -20,6 +20,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 RESUMABLE = ("denoise", "phase-flip", "convert", "simulate", "extract")
 DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR, DEFAULT_PICKER = "bm3d", "direct_fourier", "cnn"
+DEFAULT_CLASSIFIER = "two_stage"
 
 
 class _Group(TyperGroup):
@@ -724,6 +725,71 @@ def reconstruct(
 add_command(reconstruct)
 
 
+def classify(
+    particles: classify_arguments.Particles,
+    out: classify_arguments.Out,
+    reference: classify_arguments.References = None,
+    view: classify_arguments.View = None,
+    all_images: classify_arguments.AllImages = False,
+    proportions: classify_arguments.Proportions = None,
+    report: classify_arguments.Report = None,
+    truth: classify_arguments.Truth = None,
+    embedding: classify_arguments.Embedding = "pca",
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the method; see emdask methods.")
+    ] = DEFAULT_CLASSIFIER,
+    workers: Workers = None,
+    scheduler: Scheduler = "",
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
+    overwrite: Overwrite = False,
+    images: Images = "",
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+    **parameters: Any,
+) -> None:
+    """Tell conformations apart in particle images, and say their proportions.
+
+    With references, images far from --view are left out, and the others go to
+    the class that they are most like. Without, --method kmeans or gmm.
+    """
+    from emdask.classify_command import Output as Target
+    from emdask.classify_command import classify_files, parse_view
+    from emdask.jobs import Source
+    from emdask.jobs import Workers as Where
+
+    source = Source(
+        paths=particles,
+        images=images,
+        kind="particles",
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    target = Target(
+        path=out,
+        all_images=all_images,
+        proportions=proportions,
+        report=report,
+        overwrite=overwrite,
+    )
+    wanted = {} if view is None else {"view": parse_view(view)}
+    classify_files(
+        source,
+        target,
+        references=reference or [],
+        method=method,
+        parameters=wanted | parameters,
+        device=device,
+        bad_pixels=bad_pixels,
+        workers=Where(n_workers=workers, scheduler=scheduler),
+        truth=truth,
+        embedding=embedding,
+    )
+
+
+add_command(classify)
+
+
 def pick(
     micrographs: pick_arguments.Micrographs,
     out: pick_arguments.PicksOut,
@@ -914,6 +980,7 @@ def train_picker(
 
 # Command to what it runs, the family of its methods, and the one that is taken unless named.
 WITH_METHODS: dict[str, tuple[Callable[..., None], str, str]] = {
+    "classify": (classify, "emdask.classifiers", DEFAULT_CLASSIFIER),
     "denoise": (denoise, "emdask.denoisers", DEFAULT_DENOISER),
     "pick": (pick, "emdask.pickers", DEFAULT_PICKER),
     "reconstruct": (reconstruct, "emdask.reconstructors", DEFAULT_RECONSTRUCTOR),

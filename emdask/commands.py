@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask import pickers, reconstructors
+from emdask import classifiers, pickers, reconstructors
 from emdask.checks import require
 from emdask.console import (
     Stopwatch,
@@ -35,9 +35,10 @@ from emdask.io import (
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
 from emdask.kernels.ctf import apply_ctf
 from emdask.method import (
+    Classifier,
     Method,
     Picker,
-    Reconstructor,
+    Record,
     about,
     find_method,
     learns,
@@ -52,7 +53,12 @@ MICROGRAPHS_SHOWN = 1
 IMAGES_OF_NOISE = 4
 EIGENIMAGES_SAID = 8
 # Command to the family of its methods.
-FAMILIES = {"denoise": FAMILY, "pick": pickers.FAMILY, "reconstruct": reconstructors.FAMILY}
+FAMILIES = {
+    "denoise": FAMILY,
+    "pick": pickers.FAMILY,
+    "classify": classifiers.FAMILY,
+    "reconstruct": reconstructors.FAMILY,
+}
 
 
 def show_info(source: Source, report: Path | None = None) -> None:
@@ -248,30 +254,34 @@ def show_methods(name: str | None = None) -> None:
         say()
         say("emdask methods --method NAME shows the parameters of one.")
         return
-    others = {n: command for command, family in FAMILIES.items() for n in list_methods(family)}
-    command = others.get(name, "denoise")
-    record = find_method(FAMILIES[command], name)
-    say(about(record))
-    say(f"Runs on {', '.join(_devices(record))}.")
-    say()
-    say_table(("parameter", "default", "unit", "meaning"), _parameter_rows(record))
-    say()
-    say(f"emdask {command} IN OUT --method {name} --parameter VALUE, with - for _ in the name.")
+    commands = [c for c, family in FAMILIES.items() if name in list_methods(family)] or ["denoise"]
+    for number, command in enumerate(commands):
+        if number:
+            say()
+        record = find_method(FAMILIES[command], name)
+        say(about(record))
+        say(f"Runs on {', '.join(_devices(record))}.")
+        say()
+        say_table(("parameter", "default", "unit", "meaning"), _parameter_rows(record))
+        say()
+        files = "PARTICLES --out OUT" if command == "classify" else "IN OUT"
+        example = f"--method {name} --parameter VALUE, with - for _ in the name."
+        say(f"emdask {command} {files} {example}")
 
 
-def _method_cells(record: Method | Picker | Reconstructor) -> tuple[str, str, str]:
+def _method_cells(record: Record) -> tuple[str, str, str]:
     """Devices, whether it learns, and what it does."""
     learns_first = isinstance(record, Method) and record.learn is not None
     return ", ".join(_devices(record)), "yes" if learns_first else "", about(record)
 
 
-def _devices(record: Method | Picker | Reconstructor) -> Iterable[str]:
-    if isinstance(record, Picker):
+def _devices(record: Record) -> Iterable[str]:
+    if isinstance(record, Picker | Classifier):
         return record.score
     return record.apply if isinstance(record, Method) else record.insert
 
 
-def _parameter_rows(method: Method | Picker | Reconstructor) -> list[tuple[str, str, str, str]]:
+def _parameter_rows(method: Record) -> list[tuple[str, str, str, str]]:
     """Name, default, unit and meaning of each parameter."""
     return [
         (field.name, default_text(field), field.metadata.get("unit", ""), field.metadata["meaning"])

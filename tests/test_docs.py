@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emdask import denoisers, pickers, reconstructors
+from emdask import classifiers, denoisers, pickers, reconstructors
 from emdask.method import about, find_method, list_methods
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -20,7 +20,12 @@ def test_the_page_of_methods_has_them_all(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "sphinx", *words], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     page = " ".join((tmp_path / "built" / "methods.txt").read_text(encoding="utf-8").split())
-    functions = {denoisers: "apply", pickers: "score", reconstructors: "insert"}
+    functions = {
+        classifiers: "score",
+        denoisers: "apply",
+        pickers: "score",
+        reconstructors: "insert",
+    }
     for package, by_device in functions.items():
         family = package.FAMILY
         for name in list_methods(family):

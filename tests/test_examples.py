@@ -114,3 +114,11 @@ def test_the_readme_has_its_picture():
         pytest.skip("no README beside the package")
     assert path.stat().st_size < 350_000
     assert "docs/images/before-after.png" in (EXAMPLES.parent / "README.md").read_text("utf-8")
+
+
+def test_conformations_are_counted(capsys):
+    found = load("conformations").main(n_images=1200, snr=0.3)
+    said = capsys.readouterr().out
+    assert float(said.partition("class right: ")[2].split()[0]) > 90
+    assert found.kept.sum() < 60
+    assert abs(found.proportion - [0.5, 0.3, 0.2]).max() < 0.25

@@ -124,13 +124,24 @@ def check_seen(name: str, view: View | None, references: References) -> None:
     remedy = "Give them rot_deg, tilt_deg and psi_deg, or pass volumes."
     rule = "reference images must have known directions where a view is wanted"
     require(references.angles_deg is not None, name, rule, remedy=remedy)
+    near = check_near(name, view, references)
+    require(not near.all(), name, "there must be reference images of other views, too")
+
+
+def check_near(name: str, view: View, references: References) -> npt.NDArray[np.bool_]:
+    """Say which reference images are near to the view; refuse it where a class has none.
+
+    Raises
+    ------
+    ParameterError
+    """
     assert references.angles_deg is not None
     assert references.class_index is not None
     near = view.holds(references.angles_deg[:, :2])
     counts = np.bincount(references.class_index[near], minlength=references.n_classes)
     rule = f"each class needs a reference image within {view.cone_deg:g} degrees of the view"
     require(bool(counts.all()), name, rule, counts.tolist())
-    require(not near.all(), name, "there must be reference images of other views, too")
+    return near
 
 
 class Contours(NamedTuple):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from emdask.backend import array_namespace
 from emdask.checks import check_choice, check_number, require
-from emdask.classifiers.acf import check_view
+from emdask.classifiers.acf import check_near, check_view
 from emdask.kernels.conformations import (
     PoseSet,
     StackSums,
@@ -40,8 +40,8 @@ class Template:
     Parameters
     ----------
     view
-        rot and tilt of the direction that all images are near to, degrees. Needed with volumes;
-        reference images are taken as they are.
+        rot and tilt of the direction that all images are near to, degrees. Needed with volumes; of
+        reference images, all are taken without it, or if their directions are not known.
     cone_deg
         How far from it they are at most.
     step_deg
@@ -115,27 +115,38 @@ def complete(params: Any, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> A
     Raises
     ------
     ParameterError
-        If the images are too small for the shift.
+        If the images are too small for the shift, or have no such detail.
     """
     pixel_size_A = float(params.pixel_size_A or attrs["pixel_size_A"])
     extent_A = pixel_size_A * shape[-1]
     shift_A = SHIFT * extent_A if params.shift_A is None else params.shift_A
     rule = f"shift_A must be at most a quarter of the box, {extent_A / 4:.4g} Å"
     require(shift_A <= extent_A / 4, NAME, rule, shift_A)
+    finest_A, coarsest_A = 2 * pixel_size_A, extent_A / 4
+    rule = f"resolution_A must lie between two pixels and a quarter of the box, {finest_A:.4g} to "
+    ok = params.resolution_A is None or finest_A <= params.resolution_A <= coarsest_A
+    require(ok, NAME, f"{rule}{coarsest_A:.4g} Å", params.resolution_A)
     return replace(params, pixel_size_A=pixel_size_A, shift_A=shift_A)
 
 
 def check(params: Template, references: References) -> None:
-    """Refuse volumes without a view."""
+    """Refuse volumes without a view, and images of which a class has none near to it."""
     rule = "a view must be given: rot and tilt of the direction that all images are near to"
     remedy = 'Pass view=(0, 0) (--view 0,0), or reference images; find views by method="acf".'
     require(references.volumes is None or params.view is not None, NAME, rule, remedy=remedy)
+    if params.cone is not None and references.angles_deg is not None:
+        check_near(NAME, params.cone, references)
 
 
 def columns(params: Template, n_classes: int) -> tuple[str, ...]:
     """Names of the numbers of a row."""
-    none = ("none",) if params.rim_deg and params.view is not None else ()
+    none = ("none",) if _has_none(params) else ()
     return (*(f"class_{i + 1}" for i in range(n_classes)), *none, *POSE_COLUMNS)
+
+
+def _has_none(params: Any) -> bool:
+    """Whether an image may be none of these."""
+    return bool(params.rim_deg) and params.view is not None
 
 
 def chunk(
@@ -195,20 +206,23 @@ def score(images: Any, params: Any, model: PoseSet, *, optics: Optics | None) ->
 
     Returns
     -------
-    float32 array, shape (m, groups + 5)
+    float32 array, shape (m, number of columns)
     """
     xp = array_namespace(images)
     best_only = params.likelihood == "maximum"
     found = search_poses(images, model.bank, optics, best_only=best_only)
-    n_groups = found.log_likelihood.shape[1]
-    n_classes = n_groups - bool(params.rim_deg and params.view is not None)
+    likely = found.log_likelihood
     rows = xp.arange(len(images))
-    best = found.log_likelihood[:, :n_classes].argmax(1)
+    best = likely[:, : model.n_classes].argmax(1)
+    if _has_none(params) and likely.shape[1] == model.n_classes:
+        # No reference image lies in the rim.
+        none = xp.full((len(images), 1), -np.inf, np.float32)
+        likely = xp.concatenate([likely, none], 1)
     angles = xp.asarray(model.angles_deg, np.float32)[found.reference[rows, best]]
     # RELION's psi turns the y axis towards x, and its origins are what would centre the particle.
     angles[:, 2] = (angles[:, 2] - found.turn_deg[rows, best] + 180) % 360 - 180
     shift_A = -found.shift_px[rows, best] * np.float32(params.pixel_size_A)
-    return xp.concatenate([found.log_likelihood, angles, shift_A], 1)
+    return xp.concatenate([likely, angles, shift_A], 1)
 
 
 METHOD = Classifier(

@@ -449,10 +449,13 @@ class PoseSet(NamedTuple):
         As it wants them.
     angles_deg : float64 array, shape (r, 3)
         rot, tilt and psi of each; NaN where they are not known.
+    n_classes
+        Groups that are classes; one more is the rim, if there is one.
     """
 
     bank: PoseBank
     angles_deg: Array
+    n_classes: int
 
 
 def prepare_pose_set(
@@ -471,7 +474,7 @@ def prepare_pose_set(
     Parameters
     ----------
     references
-        Volumes or images; of images all are taken.
+        Volumes; or images, all, or those of the cone and its rim if directions are known.
     sums
         Of the stack.
     view
@@ -508,7 +511,7 @@ def prepare_pose_set(
         plan_search(radius_px, band, shift_px),
         amplitude,
     )
-    return PoseSet(bank, angles)
+    return PoseSet(bank, angles, references.n_classes)
 
 
 def _pose_images(
@@ -516,7 +519,7 @@ def _pose_images(
 ) -> tuple[Array, Array, Array, tuple[int, ...]]:
     """References group after group, views for the coarse step, angles, and sizes of groups."""
     if references.volumes is None:
-        groups = _choose_images(references, None)
+        groups = _choose_rim(references, view, rim_deg)
         assert references.images is not None
         images = references.images[np.concatenate([group.places for group in groups])]
         images = images - _border(images)[:, None, None]
@@ -542,6 +545,16 @@ def _pose_images(
         order += [angles[~inside]] * n_classes
         sizes.append(n_classes * int((~inside).sum()))
     return np.concatenate(parts), np.asarray(coarse), np.concatenate(order), tuple(sizes)
+
+
+def _choose_rim(references: References, view: View | None, rim_deg: float) -> list[_Group]:
+    """Images of the cone by class, and those of the rim, if there are; all if there is no cone."""
+    if view is None or references.angles_deg is None:
+        return _choose_images(references, None)
+    *classes, outside = _choose_images(references, view)
+    near = View(view.view_deg, view.cone_deg + rim_deg).holds(outside.angles_deg[:, :2])
+    rim = _Group(*(each[near] for each in outside))
+    return [*classes, rim] if near.any() else classes
 
 
 def _find_band(images: Array, sizes: tuple[int, ...], radius_px: float) -> float:

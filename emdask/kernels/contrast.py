@@ -118,14 +118,14 @@ def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: in
     Notes
     -----
     Least squares over rings, whose weights are the number of Fourier terms over the squared power:
-    the inverse variances of what is fitted.
+    the inverse variances of what is fitted. Rings of which corners tell too little are left out.
     """
     reference_power = np.asarray(reference_power, np.float64)
     frequency = ring_frequencies((box_px, box_px))
     noise = noise_at(frequency, find_noise(sums))
     power = sums.power / sums.n_images
     model = reference_power * sums.square / sums.n_images
-    seen = (frequency >= LEAST_FREQUENCY / 2) & (frequency < 0.5)
+    seen = (frequency >= LEAST_FREQUENCY) & (frequency < 0.5)
     weight = np.where(seen, frequency / np.square(power), 0.0)
     square = float(weight @ (model * (power - noise)) / (weight @ model**2))
     return float(np.sqrt(max(square, 0.0)))

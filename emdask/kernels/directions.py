@@ -130,13 +130,13 @@ def cone_views(
     step_deg
         Distance of neighbours.
     beyond_deg
-        With rings further out up to so much outside of the cone.
+        With rings further out up to so much outside of the cone; one at least, if it is above 0.
 
     Returns
     -------
     float64 array, shape (v, 2)
         rot (0 to 360) and tilt, degrees; the axis comes first, and rings follow outwards: some lie
-        on the edge of the cone, those beyond it at whole steps from there.
+        on the edge of the cone, and the outermost of those beyond it where these end.
 
     Examples
     --------
@@ -144,10 +144,8 @@ def cone_views(
     >>> len(views), float(angles_between(views, [20.0, 50.0]).max().round(6))
     (43, 10.0)
     """
-    n_rings = max(1, round(cone_deg / step_deg)) if cone_deg > 0 else 0
-    gap_deg = cone_deg / n_rings if n_rings else step_deg
-    tilts = [gap_deg * ring for ring in range(n_rings + 1)]
-    tilts += [cone_deg + step_deg * ring for ring in range(1, int(beyond_deg / step_deg + 0.5) + 1)]
+    inside, beyond = (_divide(width, step_deg) for width in (cone_deg, beyond_deg))
+    tilts = [0.0, *inside, *(cone_deg + beyond)]
     rings = [_ring(min(tilt, 180.0), step_deg, i) for i, tilt in enumerate(tilts)]
     return turn_pole(np.concatenate(rings), view_deg)
 
@@ -171,6 +169,12 @@ def sphere_grid(step_deg: float) -> Array:
     413
     """
     return sphere_views(max(1, round(4 * np.pi / np.deg2rad(step_deg) ** 2)))
+
+
+def _divide(width_deg: float, step_deg: float) -> Array:
+    """Ends of equal parts, about a step wide each."""
+    n = max(1, round(width_deg / step_deg)) if width_deg > 0 else 0
+    return width_deg * np.arange(1, n + 1) / max(n, 1)
 
 
 def _ring(tilt_deg: float, step_deg: float, number: int) -> Array:

@@ -42,6 +42,8 @@ Array = npt.NDArray[Any]
 N_DRAWN: Final = 1500
 # Of what references are beyond their mean, in units of the noise, components may leave out.
 LEFT_OUT: Final = 0.1
+# Of the strongest component: weaker ones may be rounding.
+ROUNDING: Final = 1e-9
 IMAGES_AT_ONCE: Final = {"numpy": 8, "cupy": 64}
 
 
@@ -94,7 +96,7 @@ class NearbySet(NamedTuple):
     turns : float64 array, shape (t,)
         Degrees, from the x towards the y axis.
     shifts : float64 array, shape (s, 2)
-        Pixels (x, y), after the turn.
+        Pixels (x, y), along the reference's own axes: before the turn.
     components : float32 array, shape (2 coefs, k)
         For coefficients as pairs of real numbers.
     values : float32 array, shape (k, r t s)
@@ -298,6 +300,8 @@ def _principal_axes(sample: Array) -> Array:
     strengths, vectors = np.linalg.eigh(gram)
     left_out = np.cumsum(strengths.clip(0)) / len(sample)
     first = min(int(np.searchsorted(left_out, LEFT_OUT)), len(sample) - 1)
+    # Directions that rounding alone has filled are none, however strong the references are.
+    first = max(first, int(np.searchsorted(strengths, ROUNDING * strengths[-1])))
     axes = (sample.T @ vectors[:, first:]) / np.sqrt(strengths[first:])
     return np.ascontiguousarray(axes[:, ::-1], np.float32)
 
@@ -492,8 +496,10 @@ class _Comparison(NamedTuple):
             # The pose is the mean over what is likely of the best view.
             weight = spread.reshape(n, n_peaks, end - start, n_local)[rows, which, reference]
             weight = (weight / weight.sum(1, keepdims=True)).reshape(n, len(self.nearby.turns), -1)
-            turn = weight.sum(2) @ self.nearby.turns
-            place = self._move(which, turn, weight.sum(1) @ self.nearby.shifts)
+            # Sums, not products of matrices, whose bits depend on the number of images.
+            turn = (weight.sum(2) * self.nearby.turns).sum(1)
+            shift = (weight.sum(1)[..., None] * self.nearby.shifts).sum(1)
+            place = self._move(which, turn, shift)
             found.append((total, reference + start, *place))
         total, reference, turn, shift = (xp.stack(p, 1) for p in zip(*found, strict=True))
         numbers = (each.astype(np.float32) for each in (total, turn % 360, shift))
