@@ -31,6 +31,7 @@ from emdask.kernels.alignment import (
     sum_aligned,
 )
 from emdask.kernels.ctf import Optics
+from emdask.kernels.directions import align_views, unit_vectors, view_of
 from emdask.kernels.draws import uniform_draws
 from emdask.lazy import BAD_PIXELS, clean_pixels, fold_images, label_arrays, map_signature
 from emdask.method import Reconstructor
@@ -43,7 +44,7 @@ from emdask.stack import (
     one_pixel_size,
     optics_of,
 )
-from emdask.variables import SHIFTS
+from emdask.variables import ANGLES, SHIFTS
 
 Array = npt.NDArray[Any]
 
@@ -54,6 +55,8 @@ CLASS, PSI = "class_id", "psi_deg"
 # Of each class, images that are aligned by one another where the user does not say: more than
 # enough for an average to look at, in ten seconds at 128 px.
 MOST_ALIGNED = 500
+# Length of the mean of directions of view, from which on they are near one direction.
+LEAST_GATHERED = 0.7
 # Of what is drawn for an image: which images are taken; and with which seed.
 STREAM, SEED = 43, 0
 # Images that are added up at once; memory of a card that aligning takes beside that of images.
@@ -124,7 +127,9 @@ def class_averages(
         ``table.compute()`` where it is needed more than once.
     align
         How images come to lie on one another: "poses", by ``psi_deg``, ``shift_x_A`` and
-        ``shift_y_A`` of the table, or else of the stack; "images", by themselves, class by class;
+        ``shift_y_A`` of the table, or else of the stack, and where ``rot_deg`` and ``tilt_deg`` are
+        near one direction by these too: each view is as if tipped from it by the least rotation;
+        "images", by themselves, class by class;
         "none", as they are. "auto": by poses where ``psi_deg`` is known, else by images.
     n_iterations
         Steps at full resolution of aligning images by themselves.
@@ -154,8 +159,7 @@ def class_averages(
     sums of 8 bytes a pixel and class, 12 with CTFs, twice for each thread. An average is the sum of
     CTF times image over that of CTF² plus a small number, term by term of Fourier transforms
     (`emdask.kernels.alignment`); its mean stays that of the images. Only turns in the plane are
-    made up for: images of a class that are seen from other sides (``rot_deg``, ``tilt_deg``) are
-    averaged over these.
+    made up for: images of a class that are seen from other sides are averaged over these.
 
     Aligning images by themselves goes through the images of a class many times, in memory: 30 bytes
     a pixel of those chosen. It takes 3 ms an image and step at 128 px, on one core, and a class is
@@ -224,7 +228,7 @@ def _gather_known(stack: xr.DataArray, table: xr.Dataset | None) -> _Known:
     n_classes = 0
     if table is not None:
         _check_table(table, stack)
-        wanted = [name for name in (CLASS, PSI, *SHIFTS) if name in table]
+        wanted = [name for name in (CLASS, *ANGLES, *SHIFTS) if name in table]
         sources.insert(0, table[wanted].compute())
         n_classes = table.sizes.get("class", 0)
     with_class = next((source for source in sources if CLASS in source), None)
@@ -234,12 +238,35 @@ def _gather_known(stack: xr.DataArray, table: xr.Dataset | None) -> _Known:
         rule = "an image must be of a class; class_id is 0 for all"
         raise StackError(sentence(NAME, rule))
     with_psi = next((source for source in sources if PSI in source), None)
-    psi_deg = None if with_psi is None else _one_an_image(with_psi[PSI], len(stack))
+    psi_deg = None if with_psi is None else _plane_angles(with_psi, class_id > 0)
     shift_A = np.zeros((len(stack), 2))
     for axis, name in enumerate(SHIFTS):
         if with_psi is not None and name in with_psi:
             shift_A[:, axis] = _one_an_image(with_psi[name], len(stack))
     return _Known(class_index=class_id - 1, n_classes=n_classes, psi_deg=psi_deg, shift_A=shift_A)
+
+
+def _plane_angles(poses: Any, used: npt.NDArray[np.bool_]) -> Array:
+    """Turn of each image in its plane, such that images of neighbouring views look alike.
+
+    Where views are near one direction, as those of a cone, it is what is left of psi when the
+    particle is tipped from that direction by the least rotation: near tilt 0 it is rot + psi.
+    """
+    psi_deg = _one_an_image(poses[PSI], len(used))
+    if not all(name in poses for name in ANGLES):
+        return psi_deg
+    views = np.stack([_one_an_image(poses[name], len(used)) for name in ANGLES[:2]], axis=1)
+    used = used & np.isfinite(views).all(axis=1)
+    middle = unit_vectors(views[used]).sum(axis=0)
+    if np.linalg.norm(middle) < LEAST_GATHERED * max(used.sum(), 1):
+        return psi_deg
+    # The middle itself is turned as if tipped from the z axis: where it is near that, its rot is
+    # chance.
+    axis = view_of(middle)
+    turn_deg = align_views(axis[None], (0.0, 0.0))[0, 2]
+    untwisted = psi_deg.copy()
+    untwisted[used] -= align_views(views[used], axis)[:, 2] + turn_deg
+    return untwisted
 
 
 def _check_table(table: Any, stack: xr.DataArray) -> None:

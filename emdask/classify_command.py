@@ -46,7 +46,7 @@ from emdask.io.classes_output import (
 from emdask.io.files import check_file
 from emdask.io.reading import find_paths
 from emdask.io.star_text import parse_star
-from emdask.jobs import Source, Workers, check_picture_path, parse_slice
+from emdask.jobs import Source, Workers, check_picture_path, find_denoiser, parse_slice
 from emdask.lazy import LARGE_GRAPH
 from emdask.method import resolve_method
 from emdask.stack import image_ids
@@ -146,6 +146,9 @@ def classify_files(
     options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels}
     # Before workers start: a wrong parameter or file is to be told at once.
     lazy = classify(stack, list(references) or None, method, **options, **parameters)
+    if references and (denoiser := find_denoiser(stack)) is not None:
+        say(f"These images were denoised ({denoiser}): their noise is not what its measure says.")
+        say("Likelihoods are then too sure and often wrong. Classify images as they were recorded.")
     with workers.connect(record.score, device) as client:
         watch = Stopwatch()
         table = compute_table(lazy, client, name, len(stack))

@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from emdask import denoisers
 from emdask.checks import sentence
 from emdask.console import Stopwatch, compute_and_follow, count_text, rate_text, say, say_table
 from emdask.errors import StackError
 from emdask.io import open_volume, save_volume
 from emdask.io.volumes import check_volume_target
-from emdask.jobs import Source, Workers, check_picture_path
+from emdask.jobs import Source, Workers, check_picture_path, find_denoiser
 from emdask.kernels.masks import mask_from_volume
-from emdask.method import list_methods, resolve_method
+from emdask.method import resolve_method
 from emdask.metrics import fsc
 from emdask.reconstruction_report import Curve, resolution_table, write_reconstruction
 from emdask.reconstructors import FAMILY, reconstruct
@@ -115,12 +114,6 @@ def reconstruct_files(
             mask=describe_mask(mask, given),
         )
         say(f"report -> {report}")
-
-
-def find_denoiser(stack: xr.DataArray) -> str | None:
-    """Name the last denoiser that the images went through, as far as their provenance tells."""
-    steps = [entry["step"] for entry in stack.attrs.get("provenance", ())]
-    return next((step for step in reversed(steps) if step in list_methods(denoisers.FAMILY)), None)
 
 
 def name_targets(out: Path, half_maps: bool) -> dict[str, Path]:

@@ -48,8 +48,8 @@ Array = npt.NDArray[Any]
 
 IMAGES_AT_ONCE: Final = {"numpy": 16, "cupy": 256}
 # Of the number of images, what is added to sums of squared CTFs: where all CTFs are near 0, noise
-# is at most 2.5 times as strong as where half of the signal comes through.
-LEAST_SQUARE: Final = 0.02
+# is at most 5 times as strong as where half of the signal comes through.
+LEAST_SQUARE: Final = 0.005
 # Alignment: radius of the disc that is compared, and largest shift along an axis, in edges.
 RADIUS, REACH = 0.42, 0.1
 # Highest frequencies of its two steps, in Fourier pixels; shifts are a quarter of the shortest wave
@@ -161,9 +161,11 @@ def _shear(images: Any, slope: Any, xp: Any) -> Any:
     height = xp.asarray(np.arange(n) - n // 2, np.float32)
     frequency = xp.asarray(np.fft.rfftfreq(n), np.float32)
     moved = slope.astype(np.float32)[:, None, None] * height[:, None]
-    phase = np.float32(-2 * np.pi) * moved * frequency
-    terms = fft.rfft(images, axis=2) * xp.exp(1j * phase).astype(np.complex64)
-    return fft.irfft(terms, n, axis=2)
+    waves = xp.exp(np.complex64(-2j * np.pi) * moved * frequency)
+    if n % 2 == 0:
+        # Nyquist's wave has no phase: it stays or changes its sign, and loses nothing.
+        waves[:, :, -1] = xp.where(waves[:, :, -1].real < 0, -1, 1)
+    return fft.irfft(fft.rfft(images, axis=2) * waves, n, axis=2)
 
 
 def sum_aligned(
@@ -425,11 +427,9 @@ def align_images(
     coarse = _make_scale(box_px, min(COARSE_BAND_PX, box_px / 2), reach, xp)
     average = _begin(prepared, coarse, seed)
     average = _iterate(prepared, coarse, average, N_MORE)
-    _, off_px = _centre(_read_poses(prepared, average, coarse))
-    centred = average.terms * _waves(-off_px[None], box_px, xp)[0]
     fine = _make_scale(box_px, min(FINE_BAND_PX, box_px / 2), reach, xp)
-    average = _iterate(prepared, fine, average._replace(terms=centred), n_iterations)
-    return _centre(_read_poses(prepared, average, fine))[0]
+    average = _iterate(prepared, fine, average, n_iterations)
+    return _centre(_read_poses(prepared, average, fine))
 
 
 def _rings(box_px: int) -> tuple[Array, Array]:
@@ -508,6 +508,7 @@ def _improve(images: _Images, coefs: Any, scale: _Scale, average: _Average) -> _
     xp, n = array_namespace(coefs), len(coefs)
     shifted = _shift_average(average, scale)
     sums = xp.zeros((len(scale.waves), coefs.shape[1]), np.complex64)
+    times = xp.zeros(len(scale.waves))
     log_likelihood = 0.0
     for some in _batches(np.arange(n), xp):
         own = coefs[some[0] : some[-1] + 1]
@@ -517,8 +518,12 @@ def _improve(images: _Images, coefs: Any, scale: _Scale, average: _Average) -> _
         total = weights.sum((1, 2))
         log_likelihood += float((highest + xp.log(total)).sum())
         weights /= total[:, None, None]
+        times += weights.sum((0, 2))
         sums += _turn_back(own, weights, scale)
     terms = (evaluate(sums, scale.basis) * scale.waves.conj()).sum(0) / n
+    # The first average is as far off the centre as its image: it moves to where images are.
+    centre = to_host(times) @ scale.shifts.reshape(-1, 2) / n
+    terms *= _waves(centre[None], len(terms), xp)[0]
     return _shrink(terms, images.square, n)._replace(
         log_likelihood=log_likelihood / n - _half_square(average, images.square, scale)
     )
@@ -612,11 +617,11 @@ def _turn_points(points: Array, angle_deg: Array) -> Array:
     return np.stack([c * x - s * y, s * x + c * y], 1)
 
 
-def _centre(poses: PlanePoses) -> tuple[PlanePoses, Array]:
-    """Centre the average where the images are shifted least; and how far it was off, (2,)."""
+def _centre(poses: PlanePoses) -> PlanePoses:
+    """Centre the average where the images are shifted least."""
     off_px = _turn_points(poses.shift_px, poses.psi_deg).mean(0)
     back = _turn_points(np.broadcast_to(off_px, poses.shift_px.shape), -poses.psi_deg)
-    return poses._replace(shift_px=poses.shift_px - back), off_px
+    return poses._replace(shift_px=poses.shift_px - back)
 
 
 def _find_peaks(values: Array) -> Array:

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from emdask.checks import require
 from emdask.kernels.contrast import (
     SpectrumSums,
     add_spectra,
@@ -228,7 +229,7 @@ def prepare_spectrum_set(
     spectra = _measured(sums)
     box_px = references.box_px
     typical = _typical_images(references)
-    contrast = find_contrast(spectra, radial_power(typical)[1].mean(0), box_px)
+    contrast = _contrast(spectra, typical)
     radius_px = _radius(typical)
     band_px = int(np.clip(SPECTRUM_BAND * box_px / radius_px, 6, box_px // 2 - 2))
     # Sampled no finer than these frequencies need.
@@ -350,13 +351,12 @@ def _border(images: Array) -> Array:
     return level
 
 
-def _typical_images(references: References, view: View | None = None) -> Array:
-    """Some images of the references: within the cone, or from everywhere."""
+def _typical_images(references: References) -> Array:
+    """Some images of the references, from everywhere."""
     if references.volumes is None:
         assert references.images is not None
         return references.images
-    views = cone_views(view.view_deg, view.cone_deg, 8.0) if view else sphere_grid(35.0)
-    matrices = rotation_matrices(_with_psi(views))
+    matrices = rotation_matrices(_with_psi(sphere_grid(35.0)))
     return np.concatenate(
         [project_volume(prepare_volume(volume, "rough"), matrices) for volume in references.volumes]
     )
@@ -370,6 +370,17 @@ def _radius(images: Array) -> float:
     held = np.cumsum(np.abs(images).mean(0).ravel()[order])
     last = int(np.searchsorted(held, WITHIN * held[-1]))
     return float(min(np.hypot(x, y).ravel()[order[last]] + 2, n / 2))
+
+
+def _contrast(spectra: SpectrumSums, typical: Array) -> float:
+    """How strongly the images show the references; refuses images that show nothing."""
+    contrast = find_contrast(spectra, radial_power(typical)[1].mean(0), typical.shape[-1])
+    rule = "images must show more power than their corners, of which the noise is measured"
+    remedy = (
+        "Classify images as they were recorded: neither denoised nor masked, particles included."
+    )
+    require(bool(np.isfinite(contrast)) and contrast > 0, "classify", rule, remedy=remedy)
+    return contrast
 
 
 def _measured(sums: StackSums) -> SpectrumSums:
@@ -404,8 +415,7 @@ def find_threshold(
     images = _draw_images(references, view, rng)
     measured = _measured(sums)
     box_px = references.box_px
-    power = radial_power(_typical_images(references))[1].mean(0)
-    terms = to_half_planes(images) * np.float32(find_contrast(measured, power, box_px))
+    terms = to_half_planes(images) * np.float32(_contrast(measured, _typical_images(references)))
     optics = None
     if sums.optics is not None:
         optics = sums.optics[rng.integers(len(sums.order), size=len(images))]
@@ -499,7 +509,7 @@ def prepare_pose_set(
     typical = images
     if everywhere and references.volumes is not None:
         typical = _typical_images(references)
-    contrast = find_contrast(measured, radial_power(typical)[1].mean(0), box_px)
+    contrast = _contrast(measured, typical)
     radius_px = _radius(images)
     if band is None:
         band = _find_band(images, sizes[: references.n_classes], radius_px)

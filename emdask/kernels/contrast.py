@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 # Cycles a pixel: the background of a corner, less its own mean, lacks frequencies below.
 LEAST_FREQUENCY = 0.035
+# Of the images' power: corners that are quieter have been masked, or the images denoised.
+LEAST_NOISE = 1e-5
 
 
 class SpectrumSums(NamedTuple):
@@ -82,13 +84,16 @@ def find_noise(sums: SpectrumSums) -> tuple[Array, Array]:
     -------
     frequency, power : float64 arrays, shape (r,)
         As of `emdask.kernels.whitening.noise_spectrum`; below 0.035 cycles a pixel, where corners
-        tell too little, the power is that at the first frequency above.
+        tell too little, the power is that at the first frequency above. At least 1e-5 of that of
+        the images.
     """
     frequency, power = noise_spectrum(sums.noise)
     first = min(int(np.searchsorted(frequency, LEAST_FREQUENCY)), len(power) - 1)
     power = power.copy()
     power[:first] = power[first]
-    return frequency, power
+    rings = len(sums.power)
+    floor = LEAST_NOISE * np.interp(frequency, np.arange(1, rings + 1) / (2 * rings), sums.power)
+    return frequency, np.maximum(power, floor / sums.n_images)
 
 
 def noise_at(frequency: npt.ArrayLike, spectrum: tuple[Array, Array]) -> Array:
@@ -113,7 +118,7 @@ def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: in
     -------
     float
         The factor from the references' grey levels to those of the images; 0 where images show
-        less power than their corners.
+        less power than their corners, NaN where they show none at all.
 
     Notes
     -----
@@ -126,6 +131,7 @@ def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: in
     power = sums.power / sums.n_images
     model = reference_power * sums.square / sums.n_images
     seen = (frequency >= LEAST_FREQUENCY) & (frequency < 0.5)
-    weight = np.where(seen, frequency / np.square(power), 0.0)
-    square = float(weight @ (model * (power - noise)) / (weight @ model**2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.where(seen, frequency / np.square(power), 0.0)
+        square = float(weight @ (model * (power - noise)) / (weight @ model**2))
     return float(np.sqrt(max(square, 0.0)))

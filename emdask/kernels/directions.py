@@ -21,6 +21,7 @@ __all__ = [
     "sphere_grid",
     "turn_pole",
     "unit_vectors",
+    "view_of",
 ]
 
 Array = npt.NDArray[Any]
@@ -46,6 +47,29 @@ def unit_vectors(views_deg: npt.ArrayLike) -> Array:
     """
     rot, tilt = np.moveaxis(np.deg2rad(np.asarray(views_deg, np.float64)), -1, 0)
     return np.stack([np.sin(tilt) * np.cos(rot), np.sin(tilt) * np.sin(rot), np.cos(tilt)], -1)
+
+
+def view_of(vectors: npt.ArrayLike) -> Array:
+    """Return the directions that vectors have: the inverse of `unit_vectors`.
+
+    Parameters
+    ----------
+    vectors : array_like, shape (..., 3)
+        Of any length but 0, in the frame of the particle.
+
+    Returns
+    -------
+    float64 array, shape (..., 2)
+        rot, 0 to 360, and tilt, degrees.
+
+    Examples
+    --------
+    >>> view_of([0.0, 2.0, 0.0]).tolist()
+    [90.0, 90.0]
+    """
+    x, y, z = np.moveaxis(np.asarray(vectors, np.float64), -1, 0)
+    rot = np.rad2deg(np.arctan2(y, x)) % 360
+    return np.stack([rot, np.rad2deg(np.arctan2(np.hypot(x, y), z))], -1)
 
 
 def angles_between(views_deg: npt.ArrayLike, view_deg: npt.ArrayLike) -> Array:

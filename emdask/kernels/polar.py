@@ -102,7 +102,7 @@ class Matches(NamedTuple):
     Parameters
     ----------
     log_likelihood : float32 array, shape (n, g)
-        Of each group, over its references and their turns, relative to noise alone.
+        Of each group, over its references and their turns, up to a number of the image.
     best : int64 array, shape (n, g)
         The most likely reference of each group: its place among all.
     turn_deg : float32 array, shape (n, g)
@@ -191,9 +191,7 @@ def prepare_spectra(
     orders = np.arange(len(components))
     turning = 2 * np.pi * orders[:, None] * _turns(len(components)) / 180
     factors = np.where(orders == 0, 1, 2)[:, None, None]
-    turns = (factors * np.stack([np.cos(turning), -np.sin(turning)], 1)).reshape(
-        2 * len(orders), -1
-    )
+    turns = (factors * np.stack([np.cos(turning), np.sin(turning)], 1)).reshape(2 * len(orders), -1)
     counts = np.bincount(radius_of)
     power = (np.square(amplitudes).mean(-1) * counts).T
     if log_prior is None:
@@ -414,9 +412,17 @@ def _expand_turns(coefs: Any, components: list[Any], xp: Any) -> Any:
     return orders.reshape(n, -1, v)
 
 
+def _synthesise(orders: Any, turns: Any, xp: Any) -> Any:
+    """Products for each image, always of one size: its bits are the same wherever it is."""
+    if xp is np:
+        return turns @ orders
+    batch = xp.zeros((IMAGES_AT_ONCE["cupy"], *orders.shape[1:]), np.float32)
+    batch[: len(orders)] = orders
+    return (turns @ batch)[: len(orders)]
+
+
 def _reduce(orders: Any, norm: Any, turns: Any, bank: SpectrumBank, xp: Any) -> tuple[Any, ...]:
-    # A product for each image, always of one size: its bits are the same wherever it is.
-    values = turns @ orders
+    values = _synthesise(orders, turns, xp)
     n_turns = len(turns)
     highest = values.max(1)
     highest -= norm

@@ -30,7 +30,7 @@ from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import half_plane_weights
 from emdask.kernels.reductions import over_pixels
-from emdask.kernels.row_products import multiply_rows, pack_matrix
+from emdask.kernels.row_products import PackedMatrix, move_matrix, multiply_rows, pack_matrix
 from emdask.kernels.steerable import SteerableBasis, evaluate, expand, rotate, steerable_basis
 from emdask.kernels.transforms import to_half_planes
 
@@ -99,8 +99,9 @@ class NearbySet(NamedTuple):
         Pixels (x, y), along the reference's own axes: before the turn.
     components : float32 array, shape (2 coefs, k)
         For coefficients as pairs of real numbers.
-    values : float32 array, shape (k, r t s)
-        The set in the components: references, turns, shifts.
+    values : PackedMatrix, shape (k, r t s)
+        The set in the components, references, turns and shifts, packed for the CPU: it is large,
+        and so is made once and not for each block of images.
     held : float32 array, shape (r, t s)
         Share of each one's square that the components hold.
     power : float32 array, shape (f, r)
@@ -111,7 +112,7 @@ class NearbySet(NamedTuple):
     turns: Array
     shifts: Array
     components: Array
-    values: Array
+    values: PackedMatrix
     held: Array
     power: Array
 
@@ -288,7 +289,7 @@ def _gather(
         turns,
         shifts,
         components,
-        values.reshape(len(values), -1),
+        pack_matrix(values.reshape(len(values), -1)),
         held.reshape(len(terms), -1),
         _ring_power(still, basis, rings, n_rings),
     )
@@ -453,7 +454,7 @@ class _Nearby:
         self.basis = nearby.basis
         self.turns, self.shifts = xp.asarray(nearby.turns), xp.asarray(nearby.shifts)
         self.components = pack_matrix(nearby.components, xp)
-        self.values = pack_matrix(nearby.values, xp)
+        self.values = move_matrix(nearby.values, xp)
         self.held = xp.asarray(nearby.held)
         self.power = pack_matrix(nearby.power, xp)
 

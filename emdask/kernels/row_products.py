@@ -12,7 +12,7 @@ import numpy as np
 
 from emdask.backend import array_namespace
 
-__all__ = ["PackedMatrix", "multiply_rows", "pack_matrix"]
+__all__ = ["PackedMatrix", "move_matrix", "multiply_rows", "pack_matrix"]
 
 # Rows that fill a card.
 ROWS_ON_CARD = 1 << 10
@@ -57,6 +57,34 @@ def pack_matrix(matrix: Any, xp: Any = np) -> PackedMatrix:
 
         return PackedMatrix(matrix.shape[1], pack_panels(matrix))
     return PackedMatrix(matrix.shape[1], xp.asarray(matrix, np.float32))
+
+
+def move_matrix(matrix: PackedMatrix, xp: Any) -> PackedMatrix:
+    """Bring a matrix that was packed for the CPU to an array library.
+
+    Parameters
+    ----------
+    matrix
+        Of `pack_matrix` for NumPy.
+    xp
+        Array library of the rows, NumPy or CuPy.
+
+    Returns
+    -------
+    PackedMatrix
+        The very matrix for NumPy.
+
+    Examples
+    --------
+    >>> matrix = pack_matrix(np.ones((3, 2)))
+    >>> move_matrix(matrix, np) is matrix
+    True
+    """
+    if xp is np:
+        return matrix
+    panels = xp.asarray(matrix.values).transpose(1, 0, 2)
+    values = panels.reshape(len(panels), -1)[:, : matrix.n_columns]
+    return PackedMatrix(matrix.n_columns, xp.ascontiguousarray(values))
 
 
 def multiply_rows(rows: Any, matrix: PackedMatrix) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from emdask.backend import why_no_cuda
 from emdask.kernels import row_products
-from emdask.kernels.row_products import multiply_rows, pack_matrix
+from emdask.kernels.row_products import move_matrix, multiply_rows, pack_matrix
 
 
 def namespace(device: str) -> Any:
@@ -62,3 +63,13 @@ def test_a_row_does_not_depend_on_those_beside_it(
             np.testing.assert_array_equal(alone[0], products[i])
         mixed = back(multiply_rows(xp.asarray(rows[::-1].copy()), packed))
         np.testing.assert_array_equal(mixed[::-1], products)
+
+
+def test_a_moved_matrix_is_the_matrix():
+    matrix = np.random.default_rng(0).normal(size=(7, 37)).astype(np.float32)
+    packed = pack_matrix(matrix)
+    other = SimpleNamespace(asarray=np.asarray, ascontiguousarray=np.ascontiguousarray)
+    moved = move_matrix(packed, other)
+    assert moved.n_columns == 37
+    np.testing.assert_array_equal(moved.values, matrix)
+    assert move_matrix(packed, np) is packed
