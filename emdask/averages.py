@@ -129,8 +129,8 @@ def class_averages(
         How images come to lie on one another: "poses", by ``psi_deg``, ``shift_x_A`` and
         ``shift_y_A`` of the table, or else of the stack, and where ``rot_deg`` and ``tilt_deg`` are
         near one direction by these too: each view is as if tipped from it by the least rotation;
-        "images", by themselves, class by class;
-        "none", as they are. "auto": by poses where ``psi_deg`` is known, else by images.
+        "images", by themselves, class by class; "none", as they are. "auto": by poses where
+        ``psi_deg`` is known, else by images.
     n_iterations
         Steps at full resolution of aligning images by themselves.
     max_images
@@ -162,10 +162,10 @@ def class_averages(
     made up for: images of a class that are seen from other sides are averaged over these.
 
     Aligning images by themselves goes through the images of a class many times, in memory: 30 bytes
-    a pixel of those chosen. It takes 3 ms an image and step at 128 px, on one core, and a class is
+    a pixel of those chosen. It takes 2 ms an image and step at 128 px, on one core, and a class is
     a task. It finds how images lie to each other, but not how the particle does: each class comes
-    out turned as it happens to, and some pixels off the centre. Averages by noise alone look like
-    what they began with: be suspicious of classes of few images.
+    out turned as it happens to, and centred where its images are on average. Averages of noise
+    alone look like what they began with: be suspicious of classes of few images.
 
     Examples
     --------

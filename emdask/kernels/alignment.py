@@ -6,10 +6,10 @@ white noise stays white and of its variance. With CTFs, the average of a class i
 
     sum of (CTF · image) / (sum of CTF² + a small number),
 
-term by term of Fourier transforms, the least-squares solution for an image whose views through the
-CTFs are what was recorded, regularised (Scheres, "RELION: implementation of a Bayesian approach to
-cryo-EM structure determination", Journal of Structural Biology 180 (2012) 519-530, equation 4, with
-a constant for the ratio of noise and signal).
+term by term of Fourier transforms: the least-squares solution for an image whose views through
+the CTFs are what was recorded, regularised by a constant where RELION has the ratio of noise and
+signal (Scheres, "RELION: implementation of a Bayesian approach to cryo-EM structure determination",
+Journal of Structural Biology 180 (2012) 519-530).
 
 Where they are not, `align_images` finds them by maximum likelihood: an average is compared with
 every image at all turns and shifts, and the next average is the mean over all of these, weighted by
