@@ -44,6 +44,8 @@ N_DRAWN: Final = 1500
 LEFT_OUT: Final = 0.1
 # Of the strongest component: weaker ones may be rounding.
 ROUNDING: Final = 1e-9
+# In which squares of references are kept: where a CTF turns fast, wider ones tell wrong sums.
+RINGS_A_PIXEL: Final = 16
 IMAGES_AT_ONCE: Final = {"numpy": 8, "cupy": 64}
 
 
@@ -242,12 +244,13 @@ def prepare_poses(
 
 
 def _rings(box_px: int, band: float) -> tuple[Array, Array]:
-    """Number of each Fourier term's ring, and frequencies of the rings, half a pixel wide."""
+    """Number of each Fourier term's ring, and frequencies of the rings."""
     y = np.fft.fftfreq(box_px)[:, None]
     x = np.fft.rfftfreq(box_px)
-    rings = np.rint(np.hypot(y, x) * 2 * box_px).astype(np.int64)
-    n_rings = int(2 * box_px * band) + 2
-    return np.minimum(rings, n_rings - 1), np.arange(n_rings) / (2 * box_px)
+    a_cycle = RINGS_A_PIXEL * box_px
+    rings = np.rint(np.hypot(y, x) * a_cycle).astype(np.int64)
+    n_rings = int(a_cycle * band) + 2
+    return np.minimum(rings, n_rings - 1), np.arange(n_rings) / a_cycle
 
 
 def _ring_power(coefs: Any, basis: SteerableBasis, rings: Array, n_rings: int) -> Array:
