@@ -328,7 +328,7 @@ def _project(references: References, groups: list[_Group], size_px: int) -> Arra
     if references.volumes is None:
         assert references.images is not None
         images = references.images[np.concatenate([group.places for group in groups])]
-        return np.asarray(images - _border(images)[:, None, None])
+        return _without_ground(images)
     spectra: dict[int, Any] = {}
     parts = []
     for group in groups:
@@ -342,20 +342,20 @@ def _project(references: References, groups: list[_Group], size_px: int) -> Arra
     return np.concatenate(parts)
 
 
-def _border(images: Array) -> Array:
-    """Mean over the edge of images: the level of their ground."""
+def _without_ground(images: Array) -> Array:
+    """Images less the mean over their edge, the level of their ground."""
     edges = np.concatenate(
         [images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1
     )
-    level: Array = edges.mean(axis=1, dtype=np.float64).astype(np.float32)
-    return level
+    level = edges.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return np.asarray(images - level[:, None, None])
 
 
 def _typical_images(references: References) -> Array:
     """Some images of the references, from everywhere."""
     if references.volumes is None:
         assert references.images is not None
-        return references.images
+        return _without_ground(references.images)
     matrices = rotation_matrices(_with_psi(sphere_grid(35.0)))
     return np.concatenate(
         [project_volume(prepare_volume(volume, "rough"), matrices) for volume in references.volumes]
@@ -532,7 +532,7 @@ def _pose_images(
         groups = _choose_rim(references, view, rim_deg)
         assert references.images is not None
         images = references.images[np.concatenate([group.places for group in groups])]
-        images = images - _border(images)[:, None, None]
+        images = _without_ground(images)
         angles = np.concatenate([group.angles_deg for group in groups])
         return images, images, angles, tuple(len(group.places) for group in groups)
     assert view is not None
