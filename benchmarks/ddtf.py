@@ -170,13 +170,15 @@ def learn_plain(images: Floats, patch_px: int) -> Floats:
     windows = np.lib.stride_tricks.sliding_window_view(images, (patch_px, patch_px), axis=(1, 2))
     places = np.random.default_rng(0).permutation(windows[..., 0, 0].size)[:N_PLAIN]
     signals = windows[np.unravel_index(places, windows.shape[:3])].reshape(len(places), -1)
-    signals = signals - signals.mean(axis=1, keepdims=True)
     atoms = cosine_frame(patch_px).T.astype(np.float32)
+    # Within what has no mean, so that atoms stay so where some are never used.
+    meanless = atoms[:, 1:].copy()
+    signals = signals @ meanless
     for _ in range(N_STEPS):
-        sparse = signals @ atoms[:, 1:]
+        sparse = signals @ (meanless.T @ atoms[:, 1:])
         sparse[np.abs(sparse) < 3.5] = 0
-        left, _, right = np.linalg.svd(signals.T @ sparse, full_matrices=False)
-        atoms[:, 1:] = left @ right
+        left, _, right = np.linalg.svd(signals.T @ sparse)
+        atoms[:, 1:] = meanless @ left @ right
     return atoms
 
 

@@ -61,8 +61,8 @@ def at_centres(scores: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained(small: None) -> dict[str, np.ndarray]:
-    examples = [Example(*discs(seed)) for seed in range(4)]
-    return train_network(examples, n_steps=150, batch=4, learning_rate=4e-3)
+    examples = [Example(*discs(seed)) for seed in range(8)]
+    return train_network(examples, n_steps=150, batch=8, learning_rate=4e-3)
 
 
 def test_it_learns_discs(trained: dict[str, np.ndarray]) -> None:
@@ -118,8 +118,9 @@ def test_schedules_of_the_learning_rate() -> None:
 
 def test_unlabelled_particles_are_not_background(trained: dict[str, np.ndarray]) -> None:
     image, centres = discs(98)
-    labelled, unlabelled = centres[:4], centres[4:]
-    how = {"start": trained, "n_steps": 60, "batch": 8, "learning_rate": 2e-3}
+    # One in six has a label: who takes the others for background scores them 1/6 as high.
+    labelled, unlabelled = centres[:2], centres[2:]
+    how = {"start": trained, "n_steps": 60, "batch": 8, "learning_rate": 4e-3}
     partly = Example(image, labelled, fully_labelled=False, expected=12)
     open_minded = train_network([partly], **how)
     misled = train_network([partly._replace(fully_labelled=True)], **how)
