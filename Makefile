@@ -50,6 +50,7 @@ bench: .venv/installed-dev
 	$(BIN)/python benchmarks/simulation.py
 	$(BIN)/python benchmarks/reconstruction.py
 	$(BIN)/python benchmarks/cwf.py --tables errors times
+	$(BIN)/python benchmarks/classify.py --tables screen states mixed
 	$(BIN)/python benchmarks/codecs.py
 	$(BIN)/python benchmarks/pipeline.py --device cpu
 

@@ -523,10 +523,8 @@ def contour_lines(options: argparse.Namespace, sample: Sample) -> list[str]:
             cells = screen_cells(kept, pile)
             nearest = classify_acf(near, reference_stack(sample), features="contour")
             right = (nearest.class_id.values - 1 == near.label).mean()
-            likely = classify_acf(near, sample.volumes, **cone).log_likelihood.values
-            by_spectra = (likely.argmax(1) == near.label).mean()
-            rows.append([f"{snr:g}", name, f"{right:.3f}", f"{by_spectra:.3f}", cells[0], cells[2]])
-            rows[-1].append(f"{per_image:.1f}")
+            rows.append([f"{snr:g}", name, f"{right:.3f}", by_spectra(near, sample, cone)])
+            rows[-1] += [cells[0], cells[2], f"{per_image:.1f}"]
     head = ["SNR", "images", "accuracy, contour", "spectrum", "contour: cone kept"]
     head += ["beyond 20° removed", "CPU ms an image, references included"]
     return ['Features for denoised images, method="acf"', "", *table(head, rows)]

@@ -49,7 +49,8 @@ def sample_polar(images: Array, radii: Array, n_angles: int) -> Array:
         return np.stack([_sample_by_splines(image, y, x) for image in images])
     scale = 2 * np.pi / images.shape[-1]
     at = [(scale * each).ravel().astype(np.float32) for each in (y, x)]
-    terms = finufft.nufft2d2(*at, images.astype(np.complex64), eps=1e-4, isign=-1, nthreads=1)
+    given = np.ascontiguousarray(images, np.complex64)
+    terms = finufft.nufft2d2(*at, given, eps=1e-4, isign=-1, nthreads=1)
     return terms.reshape(len(images), *y.shape)
 
 
