@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from emdask.embeddings import (
     embed,
     read_sample,
 )
-from emdask.errors import EmdaskError, FormatError, StackError
+from emdask.errors import EmdaskError, EmdaskWarning, FormatError, StackError
 from emdask.io.classes_output import (
     CSV,
     STAR,
@@ -46,7 +47,7 @@ from emdask.io.classes_output import (
 from emdask.io.files import check_file
 from emdask.io.reading import find_paths
 from emdask.io.star_text import parse_star
-from emdask.jobs import Source, Workers, check_picture_path, find_denoiser, parse_slice
+from emdask.jobs import Source, Workers, check_picture_path, parse_slice
 from emdask.lazy import LARGE_GRAPH
 from emdask.method import resolve_method
 from emdask.stack import image_ids
@@ -57,6 +58,8 @@ ID_LABELS = ("image_id", "rlnParticleId")
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 # A wider table of known and found classes is on the page alone.
 WIDEST_TABLE = 12
+# Fewer images in classes tell no proportions: of two classes alike, to 18 points.
+FEW = 30
 # Of proportions, as exactly as they are estimated.
 DIGITS = 6
 
@@ -138,17 +141,18 @@ def classify_files(
     """
     check_embedding(embedding)
     inputs = [*find_paths(list(source.paths)), *references, *([truth] if truth else [])]
+    name, record, _ = resolve_method(FAMILY, method, parameters)
     output.check(inputs)
     stack = source.open()
     names = list_names(source, output)
     known = open_known(truth, stack) if truth else own_classes(stack)
-    name, record, _ = resolve_method(FAMILY, method, parameters)
     options: dict[str, Any] = {"device": device, "bad_pixels": bad_pixels}
     # Before workers start: a wrong parameter or file is to be told at once.
-    lazy = classify(stack, list(references) or None, method, **options, **parameters)
-    if references and (denoiser := find_denoiser(stack)) is not None:
-        say(f"These images were denoised ({denoiser}): their noise is not what its measure says.")
-        say("Likelihoods are then too sure and often wrong. Classify images as they were recorded.")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EmdaskWarning)
+        lazy = classify(stack, list(references) or None, method, **options, **parameters)
+    for warning in caught:
+        say(str(warning.message))
     with workers.connect(record.score, device) as client:
         watch = Stopwatch()
         table = compute_table(lazy, client, name, len(stack))
@@ -254,6 +258,8 @@ def describe_classes(classified: Classified, output: Output) -> Iterator[str]:
         where = "leaves those out; --all writes them as class 0"
     in_classes = f"{n_kept:,} are in one of {len(classified.names)} classes"
     yield f"{in_classes}, {n - n_kept:,} in none: {Path(output.path).name} {where}"
+    if n_kept < FEW:
+        yield f"Fewer than {FEW}: their proportions say little of the particles'."
 
 
 def write_page(

@@ -10,6 +10,8 @@
     ├── DeviceError          (RuntimeError)  the named device cannot be used
     └── MissingLibraryError  (ImportError)   an optional library is not installed
 
+and `EmdaskWarning` (UserWarning): the result will hardly be what it seems to be.
+
 A file that is absent raises Python's own ``FileNotFoundError`` and an output that exists
 ``FileExistsError``. One sentence form for all: *what: rule; got value. remedy.*
 """
@@ -41,3 +43,7 @@ class DeviceError(EmdaskError, RuntimeError):
 
 class MissingLibraryError(EmdaskError, ImportError):
     """An optional library is needed and not installed."""
+
+
+class EmdaskWarning(UserWarning):
+    """What was asked for can be done, but hardly means what it seems to."""

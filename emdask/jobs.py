@@ -14,7 +14,6 @@ from typing import Any
 
 import xarray as xr
 
-from emdask import denoisers
 from emdask.backend import count_cards
 from emdask.checks import require, sentence
 from emdask.cluster import require_cards
@@ -23,7 +22,6 @@ from emdask.console import connect_quietly
 from emdask.io import open_stack
 from emdask.io.models import SUFFIX, is_model
 from emdask.io.volumes import holds_volume
-from emdask.method import list_methods
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
 MICROGRAPHS_STAR = "micrographs.star"
@@ -215,9 +213,3 @@ def reopen(path: str | Path) -> xr.DataArray:
     """Open what `emdask.save_stack` wrote; a folder of micrographs by its STAR file."""
     path = Path(path)
     return open_stack(path / MICROGRAPHS_STAR if path.is_dir() and path.suffix != ".zarr" else path)
-
-
-def find_denoiser(stack: xr.DataArray) -> str | None:
-    """Name the last denoiser that the images went through, as far as their provenance tells."""
-    steps = [entry["step"] for entry in stack.attrs.get("provenance", ())]
-    return next((step for step in reversed(steps) if step in list_methods(denoisers.FAMILY)), None)

@@ -194,6 +194,9 @@ class Classifier:
     check
         ``(params, references) -> None``: raises at once where references do not suit; None where
         any do.
+    of_noise
+        ``params -> bool``: whether images must have the noise that they were recorded with; None
+        where it does not matter.
     """
 
     params: type
@@ -206,6 +209,7 @@ class Classifier:
     takes_optics: bool = True
     complete: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
     check: Callable[[Any, Any], None] | None = None
+    of_noise: Callable[[Any], bool] | None = None
 
 
 RECORDS = (Method, Reconstructor, Picker, Classifier)
@@ -279,6 +283,24 @@ def list_methods(family: str) -> tuple[str, ...]:
     True
     """
     return tuple(sorted(find_homes(family)))
+
+
+def find_denoiser(attrs: Mapping[str, Any]) -> str | None:
+    """Name the last denoiser that images went through, as far as their provenance tells.
+
+    Parameters
+    ----------
+    attrs
+        Of the stack.
+
+    Examples
+    --------
+    >>> find_denoiser({"provenance": ({"step": "open"}, {"step": "bm3d"}, {"step": "crop"})})
+    'bm3d'
+    """
+    steps = [entry["step"] for entry in attrs.get("provenance", ())]
+    known = list_methods("emdask.denoisers")
+    return next((step for step in reversed(steps) if step in known), None)
 
 
 @cache

@@ -15,9 +15,9 @@ from emdask.console import Stopwatch, compute_and_follow, count_text, rate_text,
 from emdask.errors import StackError
 from emdask.io import open_volume, save_volume
 from emdask.io.volumes import check_volume_target
-from emdask.jobs import Source, Workers, check_picture_path, find_denoiser
+from emdask.jobs import Source, Workers, check_picture_path
 from emdask.kernels.masks import mask_from_volume
-from emdask.method import resolve_method
+from emdask.method import find_denoiser, resolve_method
 from emdask.metrics import fsc
 from emdask.reconstruction_report import Curve, resolution_table, write_reconstruction
 from emdask.reconstructors import FAMILY, reconstruct
@@ -81,7 +81,7 @@ def reconstruct_files(
         known = f"with {reference.name}", open_like("--reference", reference, lazy)
     given = None if mask in (AUTO, NONE) else open_mask(Path(mask), lazy)
     name, record, params = resolve_method(FAMILY, method, parameters)
-    if (denoiser := find_denoiser(stack)) is not None:
+    if (denoiser := find_denoiser(stack.attrs)) is not None:
         say(f"These images were denoised ({denoiser}), which makes noise depend on the signal.")
         say("Half maps then agree for the wrong reason: their FSC and resolution mean nothing.")
     with workers.connect(record.insert, device) as client:

@@ -69,15 +69,16 @@ def screen(
     Parameters
     ----------
     stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
-        Square particle images, white on dark, noise of any spectrum. Where the stack knows a
-        defocus, its CTF is accounted for.
+        Square particle images, light on dark, as they were recorded, noise of any spectrum. Where
+        the stack knows a defocus, its CTF is accounted for.
     references
         Volumes, or images with known directions, as of `emdask.classify`.
     view : (float, float)
         rot and tilt of the direction, degrees, RELION's.
     keep
         Share of the images of the cone that is to be kept. The score that does it is found on
-        images that are simulated with the noise, contrast and CTFs of the stack.
+        images that are simulated with the noise, contrast and CTFs of the stack. Of references that
+        are images, these are their own images with noise: of others somewhat fewer are kept.
     cone_deg
         How far from the direction is still near.
     spacing_deg
@@ -99,7 +100,13 @@ def screen(
     Raises
     ------
     ParameterError, StackError, FormatError, DeviceError
-        At once, before anything is computed.
+        At once, before anything is computed. ParameterError also when it is computed: where images
+        do not show the references, or are dark on light.
+
+    Warns
+    -----
+    EmdaskWarning
+        If the images have been denoised.
 
     Notes
     -----
@@ -177,4 +184,5 @@ METHOD = Classifier(
     score={"cpu": score, "cuda": score},
     columns=columns,
     check=check,
+    of_noise=lambda _: True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import xarray as xr
 
 from emdask.backend import check_device
 from emdask.checks import check_choice, require, sentence
-from emdask.errors import StackError
+from emdask.errors import EmdaskWarning, StackError
 from emdask.kernels.mixtures import (
     bootstrap_proportions,
     estimate_proportions,
@@ -24,9 +25,9 @@ from emdask.kernels.mixtures import (
 )
 from emdask.kernels.references import References
 from emdask.lazy import BAD_PIXELS, map_rows, map_signature, prepare_model
-from emdask.method import Classifier, resolve_method
+from emdask.method import Classifier, find_denoiser, resolve_method
 from emdask.references import open_references
-from emdask.stack import add_provenance, as_stack, image_ids, one_pixel_size, optics_of
+from emdask.stack import add_provenance, as_stack, image_ids, is_whitened, one_pixel_size, optics_of
 from emdask.variables import ANGLES, SHIFTS
 
 FAMILY = __name__
@@ -59,8 +60,8 @@ def classify(
     Parameters
     ----------
     stack : xarray.DataArray of dims (image, y, x), or Dask or NumPy array of 2 or 3 dims
-        Square particle images, white on dark. Where the stack knows a defocus, its CTF is accounted
-        for.
+        Square particle images, light on dark, as they were recorded: neither denoised nor whitened.
+        Where the stack knows a defocus, its CTF is accounted for.
     references
         What images are compared with, in their box and pixel size: a volume or a list of volumes,
         one a class (paths as of `emdask.open_volume`, `xarray.DataArray` (z, y, x), or cubes); or
@@ -95,16 +96,23 @@ def classify(
         - ``rot_deg``, ``tilt_deg``, ``psi_deg``, ``shift_x_A``, ``shift_y_A`` (image), by methods
           that find them: the pose in RELION's sense; NaN where the image is of no class.
         - ``screen_score`` (image), by methods that screen: larger is nearer to the view.
-        - ``proportion`` (class): share of each among the images that are of a class, and its
-          standard error ``proportion_error`` and 95 % interval, ``proportion_low`` to
-          ``proportion_high``; ``proportion_none``: share of all images that are of none. They are
-          those that make all images most likely, not counts of ``class_id``, which favour the more
-          frequent classes; errors are those of 200 draws of images with replacement.
+        - ``proportion`` (class): share of each among the images that are of a class, NaN where no
+          image is; and its standard error ``proportion_error`` and 95 % interval,
+          ``proportion_low`` to ``proportion_high``; ``proportion_none``: share of all images that
+          are of none. They are those that make all images most likely, not counts of ``class_id``,
+          which favour the more frequent classes; errors are those of 200 draws of images with
+          replacement.
 
     Raises
     ------
     UnknownMethodError, ParameterError, StackError, FormatError, DeviceError
-        At once, before anything is computed.
+        At once, before anything is computed. ParameterError also when it is computed: where images
+        do not show the references, or are dark on light.
+
+    Warns
+    -----
+    EmdaskWarning
+        If the images have been denoised.
 
     Notes
     -----
@@ -126,6 +134,7 @@ def classify(
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     device = check_device(device, name, record.score)
     source = as_particles(stack, WHAT)
+    source = as_told(source, params)
     opened = check_references(name, record, params, references, source)
     return _tabulate(score_stack(source, name, record, params, opened, device, bad_pixels))
 
@@ -188,6 +197,21 @@ def as_particles(stack: Any, what: str) -> xr.DataArray:
     return source
 
 
+def as_told(stack: xr.DataArray, params: Any) -> xr.DataArray:
+    """Give a stack the pixel size that a method was told, if it was told one.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> as_told(xr.DataArray(np.zeros(3)), SimpleNamespace(pixel_size_A=1.5)).attrs
+    {'pixel_size_A': 1.5}
+    """
+    size_A = getattr(params, "pixel_size_A", None)
+    if size_A is None:
+        return stack
+    return stack.drop_vars("pixel_size_A", errors="ignore").assign_attrs(pixel_size_A=size_A)
+
+
 def check_references(
     name: str, record: Classifier, params: Any, references: Any, stack: xr.DataArray
 ) -> References | None:
@@ -205,7 +229,13 @@ def check_references(
     ParameterError
         If there are none where they are needed, or there are some where they are not.
     StackError, FormatError, FileNotFoundError
-        If they cannot be read or do not go with the images.
+        If they cannot be read or do not go with the images, or if images have been whitened and
+        noise matters.
+
+    Warns
+    -----
+    EmdaskWarning
+        If images have been denoised and noise matters.
     """
     if not record.needs_references:
         rule = "finds classes among the images and takes no references"
@@ -215,10 +245,42 @@ def check_references(
     rule = "references must be given, which images are compared with"
     remedy = "Pass a volume for each class (--reference), or images of them."
     require(references is not None, name, rule, references, remedy)
+    if record.of_noise is not None and record.of_noise(params):
+        check_noise(stack)
     opened = open_references(references, stack, WHAT)
     if record.check is not None:
         record.check(params, opened)
     return opened
+
+
+def check_noise(stack: xr.DataArray) -> None:
+    """Refuse images that were whitened, as references are not; warn of those that were denoised.
+
+    Raises
+    ------
+    StackError
+
+    Warns
+    -----
+    EmdaskWarning
+
+    Examples
+    --------
+    >>> check_noise(as_stack(np.zeros((1, 8, 8))))
+    """
+    rule = "images have been whitened, and what they are compared with has not"
+    remedy = "Classify them as they were: the spectrum of the noise is measured and accounted for."
+    if is_whitened(stack):
+        raise StackError(sentence(WHAT, rule, remedy=remedy))
+    denoiser = find_denoiser(stack.attrs)
+    if denoiser is not None:
+        warnings.warn(
+            f"These images were denoised ({denoiser}): their noise is not what it is measured to "
+            "be, and classes are often wrong and always sure. Classify images as they were "
+            "recorded.",
+            EmdaskWarning,
+            stacklevel=4,
+        )
 
 
 def score_stack(

@@ -218,4 +218,5 @@ METHOD = Classifier(
     score={"cpu": score, "cuda": score},
     columns=columns,
     check=check,
+    of_noise=lambda params: params.features == "spectrum",
 )

@@ -43,7 +43,7 @@ class Template:
         rot and tilt of the direction that all images are near to, degrees. Needed with volumes; of
         reference images, all are taken without it, or if their directions are not known.
     cone_deg
-        How far from it they are at most.
+        How far from it they are at most, up to 30: references grow with its square.
     step_deg
         Distance of the directions in the cone.
     rim_deg
@@ -234,4 +234,5 @@ METHOD = Classifier(
     columns=columns,
     complete=complete,
     check=check,
+    of_noise=lambda _: True,
 )

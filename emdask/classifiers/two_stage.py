@@ -38,7 +38,7 @@ class TwoStage:
     view
         rot and tilt of the direction that is wanted, degrees; needed.
     cone_deg
-        How far from it is still near.
+        How far from it is still near, up to 30: the second stage's references grow with its square.
     keep
         Of the first stage: share of the images of the cone that it is to keep. The score that does
         it is found on images that are simulated with the noise, contrast and CTFs of the stack.
@@ -149,4 +149,5 @@ METHOD = Classifier(
     columns=columns,
     complete=template.complete,
     check=check,
+    of_noise=lambda _: True,
 )

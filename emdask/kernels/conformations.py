@@ -18,6 +18,8 @@ from emdask.kernels.contrast import (
     add_spectra,
     find_contrast,
     find_noise,
+    mean_light,
+    measure_light,
     noise_at,
     sum_spectra,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "StackSums",
     "View",
     "add_stacks",
+    "find_radius",
     "find_threshold",
     "prepare_pose_set",
     "prepare_spectrum_set",
@@ -55,12 +58,14 @@ Array = npt.NDArray[Any]
 # Images whose noise and contrast are measured, and whose CTFs are kept.
 N_MEASURED: Final = 2000
 N_OPTICS: Final = 500
-# Of a particle's projections: share of their absolute values within its radius.
-WITHIN: Final = 0.999
+# Of a particle's projections: share of their squares within its radius.
+WITHIN: Final = 0.9999
+# Of the disc that is compared, to the radius of the particle: shifts leave its edge blurred.
+MARGIN: Final = 1.1
 # Highest frequencies times the radius of the particle: of spectra, and of the coarse and the middle
 # step of the search. Beyond, images of an SNR of 0.1 or less hold more noise than signal.
-SPECTRUM_BAND: Final = 6.1
-SEARCH_BANDS: Final = (7.0, 10.5)
+SPECTRUM_BAND: Final = 5.2
+SEARCH_BANDS: Final = (6.0, 9.0)
 # Of what tells conformations apart, the share below the highest frequency of the fine step.
 SHARE_OF_DIFFERENCE: Final = 0.995
 HIGHEST_BAND: Final = 0.45
@@ -71,6 +76,10 @@ DENSER_INSIDE: Final = 0.55
 # A gap between views in and outside of the cone, in steps.
 GAP: Final = 0.25
 N_CALIBRATION: Final = 400
+N_CALIBRATED_AT_ONCE: Final = 50
+# Standard errors that the squared contrast must be above 0, and that light may be below.
+LEAST_ERRORS: Final = 4.0
+MOST_ERRORS: Final = 5.0
 
 
 class View(NamedTuple):
@@ -229,8 +238,8 @@ def prepare_spectrum_set(
     spectra = _measured(sums)
     box_px = references.box_px
     typical = _typical_images(references)
-    contrast = _contrast(spectra, typical)
-    radius_px = _radius(typical)
+    contrast = _contrast(sums, typical)
+    radius_px = find_radius(typical)
     band_px = int(np.clip(SPECTRUM_BAND * box_px / radius_px, 6, box_px // 2 - 2))
     # Sampled no finer than these frequencies need.
     small_px = min(2 * band_px + 8, box_px)
@@ -362,25 +371,55 @@ def _typical_images(references: References) -> Array:
     )
 
 
-def _radius(images: Array) -> float:
-    """Of the disc that holds what is not ground, in pixels; at most half the edge."""
+def find_radius(images: Array) -> float:
+    """Return the radius in pixels of the disc that holds what is not ground; at most half the edge.
+
+    Parameters
+    ----------
+    images : array, shape (v, n, n)
+        Views of a particle.
+
+    Examples
+    --------
+    >>> find_radius(np.pad(np.ones((1, 5, 5)), ((0, 0), (10, 10), (10, 10))))
+    5.0
+    """
     n = images.shape[-1]
     y, x = np.indices((n, n)) - n // 2
-    order = np.argsort(np.hypot(x, y), axis=None)
-    held = np.cumsum(np.abs(images).mean(0).ravel()[order])
-    last = int(np.searchsorted(held, WITHIN * held[-1]))
-    return float(min(np.hypot(x, y).ravel()[order[last]] + 2, n / 2))
+    ring = np.rint(np.hypot(x, y)).astype(np.int64)
+    square = np.square(images).mean(0)
+    # Of maps, that of their solvent: as much in each pixel of the edge.
+    ground = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]]).mean()
+    held = np.bincount(ring.ravel(), (square - ground).ravel())[: n // 2 + 1]
+    held = np.cumsum(np.maximum(held, 0))
+    return float(min(int(np.searchsorted(held, WITHIN * held[-1])) + 2, n / 2))
 
 
-def _contrast(spectra: SpectrumSums, typical: Array) -> float:
-    """How strongly the images show the references; refuses images that show nothing."""
-    contrast = find_contrast(spectra, radial_power(typical)[1].mean(0), typical.shape[-1])
-    rule = "images must show more power than their corners, of which the noise is measured"
-    remedy = (
-        "Classify images as they were recorded: neither denoised nor masked, particles included."
+def _contrast(sums: StackSums, typical: Array) -> float:
+    """How strongly the images show the references; refuses images that do not show them."""
+    spectra, n = _measured(sums), len(typical)
+    square, error = find_contrast(spectra, radial_power(typical)[1].mean(0), typical.shape[-1])
+    rule = (
+        "images must show more power than their corners, of which the noise is measured: the "
+        f"references {square:.2g} times, with a standard error of {error:.2g}"
     )
-    require(bool(np.isfinite(contrast)) and contrast > 0, "classify", rule, remedy=remedy)
-    return contrast
+    remedy = (
+        "Classify images as they were recorded: neither denoised nor masked, particles included; "
+        "of few or faint images, take more."
+    )
+    require(bool(square > LEAST_ERRORS * error), "classify", rule, remedy=remedy)
+    seen = typical
+    if sums.optics is not None:
+        optics = sums.optics[np.random.default_rng(0).integers(len(sums.order), size=n)]
+        terms = to_half_planes(typical) * optics.ctfs(typical.shape[1:], n)
+        seen = to_images(terms, typical.shape[1:])
+    expected = measure_light(seen)
+    sign = np.sign(expected.mean()) if abs(expected.mean()) > expected.std() else 0.0
+    light, its_error = mean_light(spectra)
+    rule = "particles must be light on dark, as the references are; these are the other way about"
+    remedy = "Turn their sign: -stack, or emdask extract with --invert."
+    require(bool(sign * light > -MOST_ERRORS * its_error), "classify", rule, remedy=remedy)
+    return float(np.sqrt(square))
 
 
 def _measured(sums: StackSums) -> SpectrumSums:
@@ -414,17 +453,23 @@ def find_threshold(
     rng = np.random.default_rng(0)
     images = _draw_images(references, view, rng)
     measured = _measured(sums)
-    box_px = references.box_px
-    terms = to_half_planes(images) * np.float32(_contrast(measured, _typical_images(references)))
-    optics = None
-    if sums.optics is not None:
-        optics = sums.optics[rng.integers(len(sums.order), size=len(images))]
-        terms *= optics.ctfs((box_px, box_px), len(images))
-    amplitude = np.sqrt(noise_at(frequency_grid((box_px, box_px)), find_noise(measured)))
-    white = rng.standard_normal(images.shape, dtype=np.float32)
-    noisy = to_images(terms + to_half_planes(white) * amplitude.astype(np.float32), (box_px,) * 2)
-    likely = match_spectra(noisy, spectra.bank, optics).log_likelihood
-    return float(np.quantile(likely[:, 0] - likely[:, 1], 1 - keep))
+    shape = images.shape[1:]
+    contrast = np.float32(_contrast(sums, _typical_images(references)))
+    noise = find_noise(measured)
+    amplitude = np.sqrt(noise_at(frequency_grid(shape), noise)).astype(np.float32)
+    scores = []
+    for start in range(0, len(images), N_CALIBRATED_AT_ONCE):
+        few = images[start : start + N_CALIBRATED_AT_ONCE]
+        terms = to_half_planes(few) * contrast
+        optics = None
+        if sums.optics is not None:
+            optics = sums.optics[rng.integers(len(sums.order), size=len(few))]
+            terms *= optics.ctfs(shape, len(few))
+        white = rng.standard_normal(few.shape, dtype=np.float32)
+        noisy = to_images(terms + to_half_planes(white) * amplitude, shape)
+        likely = match_spectra(noisy, spectra.bank, optics).log_likelihood
+        scores.append(likely[:, 0] - likely[:, 1])
+    return float(np.quantile(np.concatenate(scores), 1 - keep))
 
 
 def _draw_images(references: References, view: View, rng: np.random.Generator) -> Array:
@@ -509,16 +554,17 @@ def prepare_pose_set(
     typical = images
     if everywhere and references.volumes is not None:
         typical = _typical_images(references)
-    contrast = _contrast(measured, typical)
-    radius_px = _radius(images)
+    contrast = _contrast(sums, typical)
+    radius_px = find_radius(images)
     if band is None:
         band = _find_band(images, sizes[: references.n_classes], radius_px)
     amplitude = np.sqrt(noise_at(frequency_grid((box_px, box_px)), find_noise(measured)))
+    plan = plan_search(radius_px, band, shift_px)
     bank = prepare_poses(
         images * np.float32(contrast),
         sizes,
         coarse * np.float32(contrast),
-        plan_search(radius_px, band, shift_px),
+        plan._replace(radius_px=min(MARGIN * radius_px, box_px / 2)),
         amplitude,
     )
     return PoseSet(bank, angles, references.n_classes)
@@ -601,15 +647,15 @@ def plan_search(radius_px: float, band: float, shift_px: float) -> PosePlan:
 
     Examples
     --------
-    >>> [round(band, 2) for band in plan_search(56.0, 0.36, 4.0).bands]
-    [0.12, 0.19, 0.36]
+    >>> [round(band, 2) for band in plan_search(50.0, 0.36, 4.0).bands]
+    [0.12, 0.18, 0.36]
     """
     coarse, middle = (min(each / radius_px, band) for each in SEARCH_BANDS)
     bands = (coarse, middle, band)
     shifts = [c / b for c, b in zip((0.19, 0.095, 0.09), bands, strict=True)]
     turns = [
         float(np.rad2deg(c / (b * radius_px)))
-        for c, b in zip((0.61, 0.37, 0.36), bands, strict=True)
+        for c, b in zip((0.52, 0.32, 0.31), bands, strict=True)
     ]
     return PosePlan(
         shift_px=shift_px,

@@ -13,15 +13,26 @@ import numpy.typing as npt
 
 from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import radial_power, ring_frequencies
-from emdask.kernels.whitening import NoiseSums, noise_spectrum, sum_noise
+from emdask.kernels.whitening import NoiseSums, count_pixels, noise_spectrum, sum_noise
 from emdask.kernels.whitening import add_sums as add_noise
 
-__all__ = ["SpectrumSums", "add_spectra", "find_contrast", "find_noise", "noise_at", "sum_spectra"]
+__all__ = [
+    "SpectrumSums",
+    "add_spectra",
+    "find_contrast",
+    "find_noise",
+    "mean_light",
+    "measure_light",
+    "noise_at",
+    "sum_spectra",
+]
 
 Array = npt.NDArray[Any]
 
-# Cycles a pixel: the background of a corner, less its own mean, lacks frequencies below.
+# Cycles a pixel: corners are too small to tell of frequencies below.
 LEAST_FREQUENCY = 0.035
+# How well corners tell the noise at best, as a share of it.
+NOISE_ERROR = 0.01
 # Of the images' power: corners that are quieter have been masked, or the images denoised.
 LEAST_NOISE = 1e-5
 
@@ -39,12 +50,15 @@ class SpectrumSums(NamedTuple):
         Of the images.
     square
         Square of their CTF.
+    light : array, shape (2,)
+        How much lighter their middles are than their corners, and the square of it.
     """
 
     n_images: int
     noise: NoiseSums
     power: Array
     square: Array
+    light: Array
 
 
 def sum_spectra(images: Any, optics: Optics | None) -> SpectrumSums:
@@ -68,13 +82,49 @@ def sum_spectra(images: Any, optics: Optics | None) -> SpectrumSums:
         square = optics.power(ring_frequencies(shape))
     square = np.broadcast_to(square, power.shape)
     noise = sum_noise(images, corners=True)
-    return SpectrumSums(len(images), noise, power.sum(0), square.sum(0))
+    light = measure_light(images)
+    of_light = np.array([light.sum(), np.square(light).sum()])
+    return SpectrumSums(len(images), noise, power.sum(0), square.sum(0), of_light)
 
 
 def add_spectra(a: SpectrumSums, b: SpectrumSums) -> SpectrumSums:
     """Combine the sums of two blocks of images."""
-    noise = add_noise(a.noise, b.noise)
-    return SpectrumSums(a.n_images + b.n_images, noise, a.power + b.power, a.square + b.square)
+    n_images, noise = a.n_images + b.n_images, add_noise(a.noise, b.noise)
+    added = (x + y for x, y in zip(a[2:], b[2:], strict=True))
+    return SpectrumSums(n_images, noise, *added)
+
+
+def measure_light(images: Any) -> Array:
+    """Return how much lighter each image is in the middle than in its corners.
+
+    Parameters
+    ----------
+    images : array, shape (m, n, n)
+        Of the host.
+
+    Returns
+    -------
+    float64 array, shape (m,)
+        Mean within a quarter of the edge from the middle, less that beyond half of it.
+
+    Examples
+    --------
+    >>> measure_light(np.pad(np.ones((1, 4, 4)), ((0, 0), (6, 6), (6, 6)))).round(2)
+    array([0.33])
+    """
+    n = images.shape[-1]
+    y, x = np.indices((n, n)) - n // 2
+    distance = np.hypot(x, y)
+    pixels = np.asarray(images, np.float64)
+    light: Array = pixels[:, distance <= n / 4].mean(1) - pixels[:, distance >= n / 2].mean(1)
+    return light
+
+
+def mean_light(sums: SpectrumSums) -> tuple[float, float]:
+    """Return the mean of `measure_light` over images, and its standard error."""
+    n = sums.n_images
+    mean, square = sums.light / n
+    return float(mean), float(np.sqrt(max(square - mean**2, 0.0) / n))
 
 
 def find_noise(sums: SpectrumSums) -> tuple[Array, Array]:
@@ -102,8 +152,10 @@ def noise_at(frequency: npt.ArrayLike, spectrum: tuple[Array, Array]) -> Array:
     return power
 
 
-def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: int) -> float:
-    """Return how strongly images show a reference.
+def find_contrast(
+    sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: int
+) -> tuple[float, float]:
+    """Return the square of how strongly images show a reference, and its standard error.
 
     Parameters
     ----------
@@ -116,14 +168,19 @@ def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: in
 
     Returns
     -------
-    float
-        The factor from the references' grey levels to those of the images; 0 where images show
-        less power than their corners, NaN where they show none at all.
+    square : float
+        Of the factor from the references' grey levels to those of the images; below 0 where images
+        show less power than their corners, NaN where they show none at all.
+    error : float
+        Of images of noise alone.
 
     Notes
     -----
     Least squares over rings, whose weights are the number of Fourier terms over the squared power:
     the inverse variances of what is fitted. Rings of which corners tell too little are left out.
+    Corners are a part of the images, and fewer pixels: their variance is that of the images times
+    the ratio of the areas, and so is the variance of the difference, times that ratio less 1. To
+    this comes 1 % of the noise's power, to which corners tell it at best.
     """
     reference_power = np.asarray(reference_power, np.float64)
     frequency = ring_frequencies((box_px, box_px))
@@ -132,6 +189,11 @@ def find_contrast(sums: SpectrumSums, reference_power: npt.ArrayLike, box_px: in
     model = reference_power * sums.square / sums.n_images
     seen = (frequency >= LEAST_FREQUENCY) & (frequency < 0.5)
     with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.where(seen, frequency / np.square(power), 0.0)
+        # Half a ring: the other half are complex conjugates.
+        terms = np.pi * box_px * frequency * sums.n_images
+        weight = np.where(seen, terms / np.square(power), 0.0)
         square = float(weight @ (model * (power - noise)) / (weight @ model**2))
-    return float(np.sqrt(max(square, 0.0)))
+        ratio = sums.n_images * box_px**2 / count_pixels(sums.noise)
+        error = np.sqrt((ratio - 1) / (weight @ model**2))
+        common = NOISE_ERROR * (weight @ (model * noise)) / (weight @ model**2)
+    return square, float(np.hypot(error, common))

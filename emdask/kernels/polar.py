@@ -153,7 +153,6 @@ def prepare_spectra(
     box_px: int,
     band_px: int,
     noise_power: Array,
-    log_prior: Array | None = None,
     with_ctf: bool = False,
 ) -> SpectrumBank:
     """Prepare references for `match_spectra`.
@@ -172,8 +171,6 @@ def prepare_spectra(
         Highest frequency that is compared, in Fourier pixels.
     noise_power : array, shape (band_px + 1,)
         Of the noise at whole Fourier pixels; white noise of variance v has v.
-    log_prior : array, shape (v,), optional
-        Of each reference in its group; all alike by default.
     with_ctf
         Whether images have CTFs.
 
@@ -194,8 +191,7 @@ def prepare_spectra(
     turns = (factors * np.stack([np.cos(turning), np.sin(turning)], 1)).reshape(2 * len(orders), -1)
     counts = np.bincount(radius_of)
     power = (np.square(amplitudes).mean(-1) * counts).T
-    if log_prior is None:
-        log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
+    log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
     return SpectrumBank(
         box_px,
         points,
@@ -210,7 +206,7 @@ def prepare_spectra(
         np.ascontiguousarray(turns.T, np.float32),
         power.astype(np.float32),
         tuple(int(end) for end in np.cumsum(group_sizes)),
-        np.asarray(log_prior, np.float32),
+        log_prior.astype(np.float32),
     )
 
 

@@ -40,7 +40,7 @@ Array = npt.NDArray[Any]
 
 # Components are found from so many references, drawn with a seed of their own.
 N_DRAWN: Final = 1500
-# Of what references are beyond their mean, in units of the noise, components may leave out.
+# What components may leave out of a reference, in units of the noise.
 LEFT_OUT: Final = 0.1
 # Of the strongest component: weaker ones may be rounding.
 ROUNDING: Final = 1e-9
@@ -197,7 +197,6 @@ def prepare_poses(
     coarse: Array,
     plan: PosePlan,
     noise_amplitude: Array,
-    log_prior: Array | None = None,
 ) -> PoseBank:
     """Prepare references for `search_poses`.
 
@@ -213,8 +212,6 @@ def prepare_poses(
         Sizes of the search.
     noise_amplitude : array, shape (n, n // 2 + 1)
         Root of the noise's power: white noise of variance v has the root of v.
-    log_prior : array, shape (r,), optional
-        Of each reference in its group; all alike by default.
 
     Returns
     -------
@@ -227,8 +224,7 @@ def prepare_poses(
     views = to_half_planes(coarse) * whitening
     few = expand(views, bases[0])
     rings, frequency = _rings(box_px, max(plan.bands))
-    if log_prior is None:
-        log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
+    log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
     return PoseBank(
         plan,
         whitening,
@@ -239,7 +235,7 @@ def prepare_poses(
         _gather(views, bases[1], plan, 0, rings, len(frequency)),
         _gather(to_half_planes(references) * whitening, bases[2], plan, 1, rings, len(frequency)),
         tuple(int(end) for end in np.cumsum(group_sizes)),
-        np.asarray(log_prior, np.float32),
+        log_prior.astype(np.float32),
     )
 
 

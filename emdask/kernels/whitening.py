@@ -18,7 +18,15 @@ from scipy.ndimage import uniform_filter
 from emdask.backend import array_namespace
 from emdask.kernels.fourier import frequency_grid
 
-__all__ = ["NoiseSums", "add_sums", "colour_images", "noise_spectrum", "sum_noise", "whiten_images"]
+__all__ = [
+    "NoiseSums",
+    "add_sums",
+    "colour_images",
+    "count_pixels",
+    "noise_spectrum",
+    "sum_noise",
+    "whiten_images",
+]
 
 Array = npt.NDArray[Any]
 
@@ -32,6 +40,8 @@ QUIETEST = 5  # per cent
 SMOOTHING_PX = 4
 # Longest distance over which the noise is taken to be correlated, as a share of a piece's side.
 REACH = 0.5
+# Where there is no correlation, in units of that distance.
+FAR = 0.7, 1.3
 # Frequencies at which the noise lacks more than this of its peak power are not blown up further.
 LEAST_POWER = 1e-4
 
@@ -82,6 +92,18 @@ def add_sums(a: NoiseSums, b: NoiseSums) -> NoiseSums:
     return NoiseSums(a.power + b.power, a.pairs + b.pairs)
 
 
+def count_pixels(sums: NoiseSums) -> int:
+    """Return how many pixels of background there were.
+
+    Examples
+    --------
+    >>> count_pixels(sum_noise(np.eye(16)[None], corners=False))
+    256
+    """
+    padded = [sums.pairs.shape[0], 2 * (sums.pairs.shape[1] - 1)]
+    return int(fft.irfft2(sums.pairs, padded)[0, 0].round())
+
+
 def _power_of(piece: Array, mask: Array) -> NoiseSums:
     padded = [2 * n for n in piece.shape]
     fields = (np.abs(fft.rfft2(field, padded)) ** 2 for field in (piece * mask, mask.astype(float)))
@@ -98,14 +120,16 @@ def find_corners(image: Array) -> list[tuple[Array, Array]]:
         for top in (True, False)
         for left in (True, False)
     ]
-    chosen = _quiet([float(smooth[part][mask[part]].var()) for part in quadrants])
+    contrast = [float(smooth[part][mask[part]].var()) for part in quadrants]
+    chosen = _quiet(contrast, int(mask.sum()) // (4 * SMOOTHING_PX**2))
     mean = np.concatenate([image[quadrants[i]][mask[quadrants[i]]] for i in chosen]).mean()
     return [(image[quadrants[i]] - mean, mask[quadrants[i]]) for i in chosen]
 
 
-def _quiet(contrast: Sequence[float]) -> Array:
-    """Which of the places have little contrast: at least one."""
-    limit = CONTRAST * np.percentile(contrast, QUIETEST, method="lower")
+def _quiet(contrast: Sequence[float], n_values: int) -> Array:
+    """Which of the places have little contrast, told from so many values each: at least one."""
+    by_chance = np.exp(2 * np.sqrt(2 / max(n_values, 1)))
+    limit = CONTRAST * by_chance * np.percentile(contrast, QUIETEST, method="lower")
     return np.flatnonzero(np.asarray(contrast) <= limit)
 
 
@@ -131,7 +155,7 @@ def find_tiles(image: Array) -> list[tuple[Array, Array]]:
         for top in range(0, image.shape[0] - h + 1, max(1, h // 2))
         for left in range(0, image.shape[1] - w + 1, max(1, w // 2))
     ]
-    chosen = _quiet([float(smooth[part].var()) for part in parts])
+    chosen = _quiet([float(smooth[part].var()) for part in parts], h * w // SMOOTHING_PX**2)
     mask = np.ones((h, w), bool)
     return [(image[parts[i]] - image[parts[i]].mean(), mask) for i in chosen]
 
@@ -158,9 +182,12 @@ def noise_spectrum(sums: NoiseSums) -> tuple[Array, Array]:
     """
     padded = [sums.power.shape[0], 2 * (sums.power.shape[1] - 1)]
     products, pairs = (fft.irfft2(field, padded) for field in sums)
-    correlation = np.where(pairs > 0.5, products / np.maximum(pairs, 1), 0.0)
     distance = np.hypot(*np.ix_(*(np.abs(fft.fftfreq(n, 1 / n)) for n in padded)))
     reach_px = max(REACH * min(padded) / 2, 2.0)
+    correlation = np.where(pairs > 0.5, products / np.maximum(pairs, 1), 0.0)
+    # The mean that was subtracted lowers it everywhere alike; far away there should be none.
+    far = (distance >= FAR[0] * reach_px) & (distance < FAR[1] * reach_px)
+    correlation -= products[far].sum() / max(pairs[far].sum(), 1)
     taper = np.where(distance < reach_px, (1 + np.cos(np.pi * distance / reach_px)) / 2, 0.0)
     plane = fft.rfft2(correlation * taper).real
     frequency, power = _average_rings(plane, padded, n_rings=int(2 * reach_px))

@@ -160,7 +160,7 @@ def test_reference_images_may_be_few_in_the_rim() -> None:
 
 
 def test_shifts_are_looked_for_up_to_the_largest() -> None:
-    made = simulate(16, 6.0)
+    made = simulate(16, 6.0, shifts_A=4.4)
     wide, narrow = classify(made, shift_A=4.5), classify(made, shift_A=0.0)
     likely = [found.log_likelihood.max("class") for found in (wide, narrow)]
     assert float((likely[0] - likely[1]).mean()) > 5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,21 @@ import emdask
 from emdask.classifiers import two_stage
 from emdask.classifiers.template import complete
 from emdask.classifiers.two_stage import METHOD, TwoStage
-from emdask.errors import ParameterError
+from emdask.errors import EmdaskWarning, ParameterError, StackError
 from emdask.kernels import pose_search
 from emdask.kernels.directions import angles_between
 from emdask.references import open_references
 from emdask.stack import optics_of
-from tests.kernels.test_conformations import BOX, CTF, LARGE, VIEW, make_volumes, mix, simulate
+from tests.kernels.test_conformations import (
+    BOX,
+    CTF,
+    LARGE,
+    PIXEL_A,
+    VIEW,
+    make_volumes,
+    mix,
+    simulate,
+)
 
 QUICK = {"view": VIEW.view_deg, "cone_deg": VIEW.cone_deg, "step_deg": 5.0, "spacing_deg": 15.0}
 POSES = ("rot_deg", "tilt_deg", "psi_deg", "shift_x_A", "shift_y_A")
@@ -280,6 +290,38 @@ def test_bad_parameters_are_refused_at_once(options: dict[str, Any], match: str)
     stack = np.zeros((4, BOX, BOX), "f4")
     with pytest.raises(ParameterError, match=match):
         emdask.classify(stack, list(make_volumes()), **{**QUICK, **options})
+
+
+def test_a_pixel_size_that_is_told_counts() -> None:
+    """It stands in for one that is not known, and goes before one that is."""
+    made, _ = make_mixed()
+    volumes = [volume.drop_attrs() for volume in make_volumes()]
+    plain = made.images.drop_attrs()
+    with pytest.raises(StackError, match="a pixel size must be known"):
+        build(xr.Dataset({"images": plain}), references=volumes)
+    told = classify(xr.Dataset({"images": plain}), references=volumes, pixel_size_A=PIXEL_A)
+    known = classify(made)
+    assert told.attrs["pixel_size_A"] == PIXEL_A
+    np.testing.assert_array_equal(told.class_id, known.class_id)
+    np.testing.assert_allclose(told.shift_x_A, known.shift_x_A)
+    with pytest.raises(StackError, match="must have the pixel size of the images, 9 Å"):
+        build(made, pixel_size_A=9.0)
+
+
+def test_noise_that_was_changed_is_told() -> None:
+    made = simulate(8, 3.0)
+    with pytest.raises(StackError, match=r"have been whitened.*Classify them as they were"):
+        build(made.assign(images=emdask.whiten(made.images)))
+    smooth = made.assign(images=emdask.denoise(made.images, "gaussian", width_px=1.0))
+    with pytest.warns(EmdaskWarning, match=r"were denoised \(gaussian\).*as they were recorded"):
+        build(smooth)
+    volumes = list(make_volumes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", EmdaskWarning)
+        # Outlines are those of denoised images.
+        emdask.classify(smooth.images, volumes, "acf", features="contour")
+    with pytest.warns(EmdaskWarning):
+        emdask.classify(smooth.images, volumes, "acf")
 
 
 def test_references_must_be_given() -> None:

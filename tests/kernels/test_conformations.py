@@ -17,6 +17,7 @@ from emdask.kernels.conformations import (
     StackSums,
     View,
     add_stacks,
+    find_radius,
     find_threshold,
     plan_search,
     prepare_pose_set,
@@ -459,6 +460,37 @@ def test_images_that_show_nothing_are_refused(rng: np.random.Generator) -> None:
         prepare_pose_set(as_references(make_volumes()), sums, **QUICK)
 
 
+def test_noise_alone_is_refused(rng: np.random.Generator) -> None:
+    images = rng.normal(size=(300, BOX, BOX)).astype("f4")
+    sums = sum_stack(images, np.arange(300), 300, None)
+    with pytest.raises(ParameterError, match=r"show more power .* standard error .* of few or"):
+        prepare_pose_set(as_references(make_volumes()), sums, **QUICK)
+
+
+@pytest.mark.parametrize("with_ctf", [False, True])
+def test_dark_particles_on_light_are_refused(with_ctf: bool) -> None:
+    made = simulate(48, 1.0, **({"ctf": CTF} if with_ctf else {}))
+    references = as_references(make_volumes())
+    prepare_pose_set(references, measure(made), **QUICK)
+    negative = made.assign(images=-made.images)
+    with pytest.raises(ParameterError, match="must be light on dark"):
+        prepare_pose_set(references, measure(negative), **QUICK)
+    with pytest.raises(ParameterError, match="must be light on dark"):
+        prepare_spectrum_set(
+            references, measure(negative), spacing_deg=20.0, view=VIEW, by_class=False
+        )
+
+
+@pytest.mark.parametrize("level", [0.0, 0.03])
+def test_solvent_noise_of_a_map_is_outside_of_the_particle(
+    level: float, rng: np.random.Generator
+) -> None:
+    y, x = np.indices((64, 64)) - 32
+    images = (np.hypot(y, x) < 15) * np.ones((20, 1, 1))
+    images += level * rng.normal(size=images.shape)
+    assert 15 <= find_radius(images) <= 18
+
+
 def test_the_contrast_of_a_real_molecule_is_found(shared_data: Path) -> None:
     """Images of a known SNR, of which the grey levels of a structure are multiplied."""
     path = shared_data / "conformations" / "vol_0.npy"
@@ -472,4 +504,5 @@ def test_the_contrast_of_a_real_molecule_is_found(shared_data: Path) -> None:
     expected = float((clean * made.clean.values).sum() / np.square(clean).sum())
     power = emdask.kernels.fourier.radial_power(clean)[1].mean(0)
     # 40 images at an SNR of 0.1 tell it to some per cent.
-    assert find_contrast(spectra, power, 128) == pytest.approx(expected, rel=0.05)
+    square, _ = find_contrast(spectra, power, 128)
+    assert np.sqrt(square) == pytest.approx(expected, rel=0.05)

@@ -12,6 +12,8 @@ from emdask.kernels.contrast import (
     add_spectra,
     find_contrast,
     find_noise,
+    mean_light,
+    measure_light,
     noise_at,
     sum_spectra,
 )
@@ -76,8 +78,9 @@ def test_the_contrast_is_what_references_were_multiplied_by(
         images = apply_ctf(images, optics.ctfs((BOX, BOX), 300))
     # Only half of the particles are known: others look alike on the whole.
     expected = radial_power(particles[:150])[1].mean(0)
-    found = find_contrast(sum_spectra(images + noise, optics), expected, BOX)
-    assert found == pytest.approx(contrast, rel=0.04)
+    square, error = find_contrast(sum_spectra(images + noise, optics), expected, BOX)
+    assert np.sqrt(square) == pytest.approx(contrast, rel=0.04)
+    assert error < 0.1 * square
 
 
 def test_the_ctf_counts(rng: np.random.Generator) -> None:
@@ -85,19 +88,22 @@ def test_the_ctf_counts(rng: np.random.Generator) -> None:
     images = apply_ctf(particles, optics.ctfs((BOX, BOX), 100))
     images += 0.3 * rng.normal(size=images.shape)
     expected = radial_power(particles)[1].mean(0)
-    found = [find_contrast(sum_spectra(images, given), expected, BOX) for given in (optics, None)]
-    assert found[0] == pytest.approx(1.0, rel=0.05)
-    assert found[1] < 0.75
+    square, too_low = (
+        find_contrast(sum_spectra(images, given), expected, BOX)[0] for given in (optics, None)
+    )
+    assert np.sqrt(square) == pytest.approx(1.0, rel=0.05)
+    assert np.sqrt(too_low) < 0.75
 
 
 def test_images_without_particles_show_none(rng: np.random.Generator) -> None:
     expected = radial_power(blobs(10, rng))[1].mean(0)
     images = rng.normal(size=(200, BOX, BOX))
-    assert find_contrast(sum_spectra(images, None), expected, BOX) < 0.2
+    square, error = find_contrast(sum_spectra(images, None), expected, BOX)
+    assert abs(square) < 2 * error
     # Quiet where the particle should be, loud in the corners.
     y, x = np.mgrid[:BOX, :BOX] - BOX // 2
     images *= np.where(np.hypot(x, y) < BOX / 2, 0.5, 1.0)
-    assert find_contrast(sum_spectra(images, None), expected, BOX) == 0
+    assert find_contrast(sum_spectra(images, None), expected, BOX)[0] < 0
 
 
 def test_sums_add_up(rng: np.random.Generator) -> None:
@@ -106,7 +112,7 @@ def test_sums_add_up(rng: np.random.Generator) -> None:
     parts = [sum_spectra(images[s], optics[s]) for s in (slice(0, 3), slice(3, 10))]
     joined = add_spectra(*parts)
     assert joined.n_images == whole.n_images == 10
-    for name in ("power", "square"):
+    for name in ("power", "square", "light"):
         np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-12)
     np.testing.assert_allclose(joined.noise.power, whole.noise.power, rtol=1e-9)
     expected = optics.power(ring_frequencies((BOX, BOX))).sum(0)
@@ -120,3 +126,30 @@ def test_one_ctf_for_all_counts_for_each(rng: np.random.Generator) -> None:
     each = Optics(pixel_size_A=3.0, defocus_u_A=np.full(4, 1e4), defocus_v_A=1e4)
     squares = [sum_spectra(images, optics).square for optics in (same, each)]
     np.testing.assert_allclose(squares[0], squares[1])
+
+
+def test_light_is_that_of_the_middle(rng: np.random.Generator) -> None:
+    images = blobs(50, rng) + rng.normal(size=(50, BOX, BOX))
+    light = measure_light(images)
+    assert light.shape == (50,)
+    np.testing.assert_allclose(measure_light(2 - 3 * images), -3 * light, rtol=1e-9)
+    mean, error = mean_light(sum_spectra(images, None))
+    assert mean == pytest.approx(light.mean())
+    assert error == pytest.approx(light.std() / np.sqrt(50))
+    assert mean > 5 * error
+
+
+@pytest.mark.parametrize("box", [24, 48, 96])
+def test_noise_of_no_particle_is_within_its_error(box: int, rng: np.random.Generator) -> None:
+    """Whatever the box, and with few images or many."""
+    y, x = np.indices((box, box)) - box // 2
+    particle = np.exp(-(y**2 + x**2) / (0.02 * box**2))[None]
+    power = radial_power(particle)[1].mean(0)
+    found = [
+        find_contrast(sum_spectra(rng.normal(size=(n, box, box)), None), power, box)
+        for n in (20, 200)
+        for _ in range(4)
+    ]
+    z = np.array([square / error for square, error in found])
+    assert abs(z).max() < 4
+    assert found[-1][1] < found[0][1]
