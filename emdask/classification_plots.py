@@ -127,6 +127,7 @@ def draw_histograms(
     colours: Mapping[str, str],
     *,
     note: str = "images",
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
     """Draw stacked histograms beside each other.
 
@@ -138,6 +139,8 @@ def draw_histograms(
         Label to colour.
     note
         What is counted.
+    ranges : mapping of str to tuple of float
+        Name of an axis to where it begins and ends; by default that follows from the values.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def draw_histograms(
     for axes, (name, parts) in zip(
         figure.subplots(1, n, squeeze=False)[0], panels.items(), strict=True
     ):
-        _draw_histogram(axes, name, parts, colours)
+        _draw_histogram(axes, name, parts, colours, (ranges or {}).get(name))
         axes.set_ylabel(note)
     entries = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
     if 1 < len(entries) <= NAMED_AT_MOST:
@@ -166,12 +169,16 @@ def draw_histograms(
 
 
 def _draw_histogram(
-    axes: Axes, name: str, parts: Mapping[str, npt.ArrayLike], colours: Mapping[str, str]
+    axes: Axes,
+    name: str,
+    parts: Mapping[str, npt.ArrayLike],
+    colours: Mapping[str, str],
+    limits: tuple[float, float] | None,
 ) -> None:
     values = {label: np.asarray(part, np.float64) for label, part in parts.items()}
     values = {label: part[np.isfinite(part)] for label, part in values.items()}
     everything = np.concatenate(list(values.values()))
-    low, high = usual_range(everything)
+    low, high = limits or usual_range(everything)
     shown = [part.clip(low, high) for part in values.values()]
     n_bins = int(np.clip(np.sqrt(2 * everything.size), LEAST_BINS, MOST_BINS))
     bins = np.linspace(low, high, n_bins + 1).tolist()

@@ -60,6 +60,7 @@ LEAST_PICTURE_PX = 128
 # Width of the blur of thumbnails, in boxes, and at least in px: noise goes, the particle stays.
 BLUR, LEAST_BLUR_PX = 0.02, 0.7
 SURE = 0.9
+POSTERIOR = "posterior of the class assigned"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -420,7 +421,7 @@ def _sureness_section(classified: Classified) -> list[Section]:
     class_id = classified.class_id[kept]
     if not kept.any() or confidence.min() == confidence.max():
         return []
-    shown = {"posterior of the class assigned": confidence}
+    shown = {POSTERIOR: confidence}
     if np.isfinite(margin).any():
         shown["margin of the log-likelihood"] = margin
     panels = {
@@ -440,7 +441,7 @@ def _sureness_section(classified: Classified) -> list[Section]:
     text += "the proportions have it; the margin is by how much the log-likelihood of its class is "
     text += "above that of the next, so that 3 is 20 to 1."
     table = Table(header=("", ""), rows=rows)
-    drawing = svg_text(draw_histograms(panels, colours))
+    drawing = svg_text(draw_histograms(panels, colours, ranges={POSTERIOR: (0.0, 1.0)}))
     return [Section(title="How sure it is", text=text, table=table, wide_drawing=drawing)]
 
 

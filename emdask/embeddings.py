@@ -153,7 +153,7 @@ def check_embedding(name: str) -> None:
     """
     check_choice("--embedding", "name", name, EMBEDDINGS)
     if name == UMAP and importlib.util.find_spec("umap") is None:
-        remedy = "Install it: pip install umap-learn; or take --embedding pca."
+        remedy = "Install it: pip install 'emdask[umap]'; or take --embedding pca."
         raise MissingLibraryError(sentence("--embedding umap", "needs umap-learn", remedy=remedy))
 
 

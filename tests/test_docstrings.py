@@ -10,12 +10,15 @@ from numpydoc.docscrape import NumpyDocString
 from numpydoc.validate import validate
 
 import emdask
-from emdask.denoisers import FAMILY
+from emdask import classifiers, denoisers, pickers, reconstructors
 from emdask.method import find_method, list_methods
 
 VERBS = [f"{getattr(emdask, name).__module__}.{name}" for name in emdask.__all__]
+FAMILIES = (classifiers.FAMILY, denoisers.FAMILY, pickers.FAMILY, reconstructors.FAMILY)
 RECORDS = [
-    f"{FAMILY}.{name}.{find_method(FAMILY, name).params.__name__}" for name in list_methods(FAMILY)
+    f"{record.params.__module__}.{record.params.__name__}"
+    for family in FAMILIES
+    for record in (find_method(family, name) for name in list_methods(family))
 ]
 MODULES = ["emdask.metrics", "emdask.method", "emdask.stack", "emdask.lazy", "emdask.backend"]
 FUNCTIONS = [
