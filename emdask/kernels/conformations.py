@@ -400,8 +400,8 @@ def _contrast(sums: StackSums, typical: Array) -> float:
     spectra, n = _measured(sums), len(typical)
     square, error = find_contrast(spectra, radial_power(typical)[1].mean(0), typical.shape[-1])
     rule = (
-        "images must show more power than their corners, of which the noise is measured: the "
-        f"references {square:.2g} times, with a standard error of {error:.2g}"
+        "images must show more power than their corners, of which the noise is measured: "
+        f"{LEAST_ERRORS:g} standard errors at least; theirs is {square / error:.1f}"
     )
     remedy = (
         "Classify images as they were recorded: neither denoised nor masked, particles included; "

@@ -194,6 +194,7 @@ def find_contrast(
         weight = np.where(seen, terms / np.square(power), 0.0)
         square = float(weight @ (model * (power - noise)) / (weight @ model**2))
         ratio = sums.n_images * box_px**2 / count_pixels(sums.noise)
-        error = np.sqrt((ratio - 1) / (weight @ model**2))
+        own = np.where(seen, np.square(weight * model) * power * noise / terms, 0.0).sum()
+        error = np.sqrt((ratio - 1) * own) / (weight @ model**2)
         common = NOISE_ERROR * (weight @ (model * noise)) / (weight @ model**2)
     return square, float(np.hypot(error, common))

@@ -463,7 +463,7 @@ def test_images_that_show_nothing_are_refused(rng: np.random.Generator) -> None:
 def test_noise_alone_is_refused(rng: np.random.Generator) -> None:
     images = rng.normal(size=(300, BOX, BOX)).astype("f4")
     sums = sum_stack(images, np.arange(300), 300, None)
-    with pytest.raises(ParameterError, match=r"show more power .* standard error .* of few or"):
+    with pytest.raises(ParameterError, match=r"show more power .* 4 standard errors .* of few or"):
         prepare_pose_set(as_references(make_volumes()), sums, **QUICK)
 
 
