@@ -6,6 +6,7 @@ There our own kernel is used; on a card, always as many rows are multiplied.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from emdask.backend import array_namespace
 
 __all__ = ["PackedMatrix", "move_matrix", "multiply_rows", "pack_matrix"]
 
+# Matrices on the card, by the identity of those of the host.
+_MOVED: dict[int, PackedMatrix] = {}
 # Rows that fill a card.
 ROWS_ON_CARD = 1 << 10
 
@@ -60,7 +63,9 @@ def pack_matrix(matrix: Any, xp: Any = np) -> PackedMatrix:
 
 
 def move_matrix(matrix: PackedMatrix, xp: Any) -> PackedMatrix:
-    """Bring a matrix that was packed for the CPU to an array library.
+    """Bring a matrix that was packed for the CPU to an array library: to a card once.
+
+    There it stays for as long as the matrix itself does; a process works on one card.
 
     Parameters
     ----------
@@ -82,9 +87,13 @@ def move_matrix(matrix: PackedMatrix, xp: Any) -> PackedMatrix:
     """
     if xp is np:
         return matrix
-    panels = xp.asarray(matrix.values).transpose(1, 0, 2)
-    values = panels.reshape(len(panels), -1)[:, : matrix.n_columns]
-    return PackedMatrix(matrix.n_columns, xp.ascontiguousarray(values))
+    key = id(matrix.values)
+    if key not in _MOVED:
+        panels = xp.asarray(matrix.values).transpose(1, 0, 2)
+        values = panels.reshape(len(panels), -1)[:, : matrix.n_columns]
+        _MOVED[key] = PackedMatrix(matrix.n_columns, xp.ascontiguousarray(values))
+        weakref.finalize(matrix.values, _MOVED.pop, key, None)
+    return _MOVED[key]
 
 
 def multiply_rows(rows: Any, matrix: PackedMatrix) -> Any:

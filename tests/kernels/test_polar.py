@@ -215,12 +215,12 @@ def test_priors_are_of_references_in_their_group(rng: np.random.Generator) -> No
     images, _, _ = draw(12, 1.0, rng)
     plain = match_spectra(images, make_bank(1.0))
     prior = np.array([0.0, -3.0, 0.0, 1.5, 0.0, -40.0])
-    found = match_spectra(images, make_bank(1.0, log_prior=prior))
+    found = match_spectra(images, make_bank(1.0)._replace(log_prior=prior.astype("f4")))
     expected = plain.log_likelihood + prior
     np.testing.assert_allclose(found.log_likelihood, expected, rtol=1e-5, atol=2e-3)
     # What is out of the question is never the best.
     barred = np.where(np.arange(6) == 3, 0.0, -1e4)
-    found = match_spectra(images, make_bank(1.0, (6,), log_prior=barred))
+    found = match_spectra(images, make_bank(1.0, (6,))._replace(log_prior=barred.astype("f4")))
     assert (found.best == 3).all()
 
 

@@ -257,11 +257,12 @@ def test_priors_are_of_references_in_their_group(rng: np.random.Generator) -> No
     images, _, _, _ = draw(12, 2.0, rng)
     plain = search_poses(images, make_bank(2.0))
     prior = np.array([0.0, -3.0, 1.5, -40.0])
-    found = search_poses(images, make_other_bank(2.0, log_prior=prior))
+    found = search_poses(images, make_bank(2.0)._replace(log_prior=prior.astype("f4")))
     expected = plain.log_likelihood + prior
     np.testing.assert_allclose(found.log_likelihood, expected, rtol=1e-5, atol=1e-3)
-    barred = np.where(np.arange(4) == 2, 0.0, -1e5)
-    assert (search_poses(images, make_other_bank(2.0, (4,), log_prior=barred)).reference == 2).all()
+    barred = np.where(np.arange(4) == 2, 0.0, -1e5).astype("f4")
+    found = search_poses(images, make_bank(2.0, (4,))._replace(log_prior=barred))
+    assert (found.reference == 2).all()
 
 
 @pytest.mark.parametrize("variance", [0.05, 2.0])

@@ -65,7 +65,8 @@ def test_a_row_does_not_depend_on_those_beside_it(
         np.testing.assert_array_equal(mixed[::-1], products)
 
 
-def test_a_moved_matrix_is_the_matrix():
+def test_a_moved_matrix_is_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_products, "_MOVED", {})
     matrix = np.random.default_rng(0).normal(size=(7, 37)).astype(np.float32)
     packed = pack_matrix(matrix)
     other = SimpleNamespace(asarray=np.asarray, ascontiguousarray=np.ascontiguousarray)
@@ -73,3 +74,8 @@ def test_a_moved_matrix_is_the_matrix():
     assert moved.n_columns == 37
     np.testing.assert_array_equal(moved.values, matrix)
     assert move_matrix(packed, np) is packed
+    # Once, and until the matrix goes.
+    assert move_matrix(packed, other) is moved
+    assert len(row_products._MOVED) == 1
+    del packed
+    assert not row_products._MOVED
