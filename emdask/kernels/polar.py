@@ -29,7 +29,7 @@ from scipy.special import ive
 
 from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
-from emdask.kernels.row_products import multiply_rows, pack_matrix
+from emdask.kernels.row_products import PackedMatrix, move_matrix, multiply_rows, pack_matrix
 from emdask.kernels.transforms import to_half_planes
 
 __all__ = ["Matches", "SpectrumBank", "crop_volume", "match_spectra", "prepare_spectra"]
@@ -55,7 +55,7 @@ IMAGES_AT_ONCE: Final = {"numpy": 48, "cupy": 128}
 
 
 class SpectrumBank(NamedTuple):
-    """References as `match_spectra` wants them; plain arrays of the host.
+    """References as `match_spectra` wants them, on the host.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ class SpectrumBank(NamedTuple):
         Of the amplitudes of each table.
     tables : float32 array, shape (q, t, N_AMPLITUDES, c)
         The functions f; one CTF alone if images have none.
-    basis : float32 array, shape (q p, 2 j)
+    basis : PackedMatrix, shape (q p, 2 j)
         Real and imaginary parts of the components at the terms.
-    components : tuple of float32 arrays, shape (2 j, 2 v)
+    components : tuple of PackedMatrix, shape (2 j, 2 v)
         For each angular order the references in the components, as real matrices.
     turns : float32 array, shape (angles, 2 m)
         From real and imaginary parts of the orders to turns.
-    power : float32 array, shape (d, v)
+    power : PackedMatrix, shape (d, v)
         Squared amplitudes of the references, times what the terms of a frequency count.
     group_ends : tuple of int
         Where each group of references ends.
@@ -95,10 +95,10 @@ class SpectrumBank(NamedTuple):
     whitening: Array
     steps: Array
     tables: Array
-    basis: Array
-    components: tuple[Array, ...]
+    basis: PackedMatrix
+    components: tuple[PackedMatrix, ...]
     turns: Array
-    power: Array
+    power: PackedMatrix
     group_ends: tuple[int, ...]
     log_prior: Array
 
@@ -211,10 +211,10 @@ def prepare_spectra(
         (1 / (noise * box_px))[radius_of].astype(np.float32),
         steps.astype(np.float32),
         tables.astype(np.float32),
-        basis,
-        components,
+        pack_matrix(basis),
+        tuple(pack_matrix(matrix) for matrix in components),
         np.ascontiguousarray(turns.T, np.float32),
-        power.astype(np.float32),
+        pack_matrix(power.astype(np.float32)),
         tuple(int(end) for end in np.cumsum(group_sizes)),
         log_prior.astype(np.float32),
     )
@@ -238,10 +238,9 @@ def match_spectra(images: Any, bank: SpectrumBank, optics: Optics | None = None)
         Of the library of the images. What an image gives does not depend on those beside it.
     """
     xp = array_namespace(images)
-    basis = pack_matrix(bank.basis, xp)
-    components = [pack_matrix(matrix, xp) for matrix in bank.components]
+    basis, power = (move_matrix(matrix, xp) for matrix in (bank.basis, bank.power))
+    components = [move_matrix(matrix, xp) for matrix in bank.components]
     turns = xp.asarray(bank.turns)
-    power = pack_matrix(bank.power, xp)
     step = IMAGES_AT_ONCE[xp.__name__]
     found = []
     for start in range(0, len(images), step):
