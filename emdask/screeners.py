@@ -111,8 +111,8 @@ def screen(
     Notes
     -----
     The method is that of `emdask.kernels.polar`. Of RNA polymerases seen from all sides, of which
-    95 % of those within 10 degrees are to be kept, it removes 99.7 % of those more than 20 degrees
-    away at an SNR of 0.1 and 95 % at 0.05, in less than a millisecond an image on one core
+    95 % of those within 10 degrees are to be kept, it removes 99.9 % of those more than 20 degrees
+    away at an SNR of 0.1 and 96 % at 0.05, in less than a millisecond an image on one core
     (``docs/conformations.md``).
 
     Examples

@@ -58,7 +58,7 @@ class Kmeans:
     For what differs much: other molecules, broken particles and ice, views of one kind. It is no
     way to conformations. Of five states of an RNA polymerase whose clamp opens by 5 degrees each,
     images within 10 degrees of one view, classes by k-means and by mixtures alike agreed with the
-    states for 25 to 31 % of the images at SNR 0.1, for 26 to 40 % at SNR 1, and for 23 to 24 % if
+    states for 25 to 30 % of the images at SNR 0.1, for 27 to 41 % at SNR 1, and for 23 to 24 % if
     all views were there; chance gives 22 %, once numbers of classes are matched. Another view
     changes an image more than a domain does that moves by a few degrees, and features that turns do
     not change have lost most of what such a domain says. Align images first: compare them with

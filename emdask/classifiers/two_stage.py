@@ -54,8 +54,8 @@ class TwoStage:
 
     Notes
     -----
-    The first stage (`emdask.kernels.polar`) takes a few per cent of the time of the second
-    (`emdask.kernels.pose_search`), which sees the images alone that are kept.
+    An image takes the first stage (`emdask.kernels.polar`) a tenth of the time that it takes the
+    second (`emdask.kernels.pose_search`), which sees the images alone that are kept.
 
     Examples
     --------
