@@ -61,7 +61,7 @@ class ACF:
     Notes
     -----
     What is told apart well is directions of view. Conformations a few degrees apart are not: of
-    five RNA polymerases (chance 0.20) seen within 10 degrees amplitudes tell 0.64 at an SNR of 0.1
+    five RNA polymerases (chance 0.20) seen within 10 degrees amplitudes tell 0.62 at an SNR of 0.1
     right. Use method="two_stage" for these. Spectra: `emdask.kernels.polar`; contours:
     `emdask.kernels.contours`.
 
