@@ -152,7 +152,12 @@ def classify_files(
         warnings.simplefilter("always", EmdaskWarning)
         lazy = classify(stack, list(references) or None, method, **options, **parameters)
     for warning in caught:
-        say(str(warning.message))
+        if issubclass(warning.category, EmdaskWarning):
+            say(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
     with workers.connect(record.score, device) as client:
         watch = Stopwatch()
         table = compute_table(lazy, client, name, len(stack))

@@ -12,6 +12,7 @@ from emdask.backend import array_namespace, check_device
 from emdask.checks import check_choice, check_number, require
 from emdask.classifiers import as_particles, check_references, score_stack, view_columns
 from emdask.classifiers.acf import check_seen, check_view
+from emdask.classifiers.template import of_noise
 from emdask.kernels.conformations import (
     SpectrumSet,
     StackSums,
@@ -184,5 +185,5 @@ METHOD = Classifier(
     score={"cpu": score, "cuda": score},
     columns=columns,
     check=check,
-    of_noise=lambda _: True,
+    of_noise=of_noise,
 )

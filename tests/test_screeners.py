@@ -109,7 +109,7 @@ def test_a_view_and_references_must_be_given() -> None:
 
 def test_noise_that_was_changed_is_told() -> None:
     made = simulate(8, 3.0)
-    with pytest.raises(StackError, match=r"have been whitened.*Classify them as they were"):
+    with pytest.raises(StackError, match=r"have been whitened.*Take them as they were"):
         screen(emdask.whiten(made.images))
     smooth = emdask.denoise(made.images, "gaussian", width_px=1.0)
     with pytest.warns(EmdaskWarning, match=r"were denoised \(gaussian\)"):

@@ -246,14 +246,14 @@ def check_references(
     remedy = "Pass a volume for each class (--reference), or images of them."
     require(references is not None, name, rule, references, remedy)
     if record.of_noise is not None and record.of_noise(params):
-        check_noise(stack)
+        check_noise(name, stack)
     opened = open_references(references, stack, WHAT)
     if record.check is not None:
         record.check(params, opened)
     return opened
 
 
-def check_noise(stack: xr.DataArray) -> None:
+def check_noise(name: str, stack: xr.DataArray) -> None:
     """Refuse images that were whitened, as references are not; warn of those that were denoised.
 
     Raises
@@ -266,17 +266,17 @@ def check_noise(stack: xr.DataArray) -> None:
 
     Examples
     --------
-    >>> check_noise(as_stack(np.zeros((1, 8, 8))))
+    >>> check_noise("template", as_stack(np.zeros((1, 8, 8))))
     """
     rule = "images have been whitened, and what they are compared with has not"
-    remedy = "Classify them as they were: the spectrum of the noise is measured and accounted for."
+    remedy = "Take them as they were: the spectrum of the noise is measured and accounted for."
     if is_whitened(stack):
-        raise StackError(sentence(WHAT, rule, remedy=remedy))
+        raise StackError(sentence(name, rule, remedy=remedy))
     denoiser = find_denoiser(stack.attrs)
     if denoiser is not None:
         warnings.warn(
-            f"These images were denoised ({denoiser}): their noise is not what it is measured to "
-            "be, and classes are often wrong and always sure. Classify images as they were "
+            f"{name}: these images were denoised ({denoiser}), so their noise is not what it is "
+            "measured to be: answers are often wrong, and always sure. Take images as they were "
             "recorded.",
             EmdaskWarning,
             stacklevel=4,

@@ -210,6 +210,11 @@ def _nearest(images: Array, model: Contours) -> Array:
     return rows
 
 
+def of_noise(params: ACF) -> bool:
+    """Say whether likelihoods rest on the noise; outlines are those of denoised images."""
+    return params.features == "spectrum"
+
+
 METHOD = Classifier(
     params=ACF,
     chunk={"cpu": chunk},
@@ -218,5 +223,5 @@ METHOD = Classifier(
     score={"cpu": score, "cuda": score},
     columns=columns,
     check=check,
-    of_noise=lambda params: params.features == "spectrum",
+    of_noise=of_noise,
 )

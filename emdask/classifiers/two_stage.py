@@ -149,5 +149,5 @@ METHOD = Classifier(
     columns=columns,
     complete=template.complete,
     check=check,
-    of_noise=lambda _: True,
+    of_noise=template.of_noise,
 )

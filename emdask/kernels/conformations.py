@@ -79,6 +79,9 @@ N_CALIBRATION: Final = 400
 N_CALIBRATED_AT_ONCE: Final = 50
 # Standard errors that the squared contrast must be above 0, and that light may be below.
 LEAST_ERRORS: Final = 4.0
+# Images of which light is compared: at least, and of the references at most about so many.
+LEAST_LIT: Final = 10
+N_TYPICAL: Final = 200
 MOST_ERRORS: Final = 5.0
 
 
@@ -197,11 +200,14 @@ class SpectrumSet(NamedTuple):
         rot, tilt and psi of each; NaN where they are not known.
     class_index : int64 array, shape (v,)
         Class of each.
+    contrast
+        How strongly the images show the references: they are multiplied by it.
     """
 
     bank: SpectrumBank
     angles_deg: Array
     class_index: Array
+    contrast: float
 
 
 def prepare_spectrum_set(
@@ -254,7 +260,8 @@ def prepare_spectrum_set(
         with_ctf=sums.optics is not None,
     )
     angles = np.concatenate([group.angles_deg for group in groups])
-    return SpectrumSet(bank, angles, np.concatenate([group.class_index for group in groups]))
+    class_index = np.concatenate([group.class_index for group in groups])
+    return SpectrumSet(bank, angles, class_index, contrast)
 
 
 class _Group(NamedTuple):
@@ -389,37 +396,48 @@ def find_radius(images: Array) -> float:
     ring = np.rint(np.hypot(x, y)).astype(np.int64)
     square = np.square(images).mean(0)
     # Of maps, that of their solvent: as much in each pixel of the edge.
-    ground = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]]).mean()
+    edge = np.concatenate([square[0], square[-1], square[:, 0], square[:, -1]])
+    ground = edge.mean()
+    scatter = edge.std()
+    counts = np.bincount(ring.ravel())[: n // 2 + 1]
     held = np.bincount(ring.ravel(), (square - ground).ravel())[: n // 2 + 1]
-    held = np.cumsum(np.maximum(held, 0))
+    held = np.cumsum(np.where(held > 3 * scatter * np.sqrt(counts), held, 0))
     return float(min(int(np.searchsorted(held, WITHIN * held[-1])) + 2, n / 2))
 
 
 def _contrast(sums: StackSums, typical: Array) -> float:
     """How strongly the images show the references; refuses images that do not show them."""
-    spectra, n = _measured(sums), len(typical)
+    spectra = _measured(sums)
     square, error = find_contrast(spectra, radial_power(typical)[1].mean(0), typical.shape[-1])
     rule = (
         "images must show more power than their corners, of which the noise is measured: "
         f"{LEAST_ERRORS:g} standard errors at least; theirs is {square / error:.1f}"
     )
     remedy = (
-        "Classify images as they were recorded: neither denoised nor masked, particles included; "
+        "Take images as they were recorded: neither denoised nor masked, particles included; "
         "of few or faint images, take more."
     )
-    require(bool(square > LEAST_ERRORS * error), "classify", rule, remedy=remedy)
-    seen = typical
+    require(bool(square > LEAST_ERRORS * error), "stack", rule, remedy=remedy)
+    _check_light(sums, typical[:: max(1, len(typical) // N_TYPICAL)])
+    return float(np.sqrt(square))
+
+
+def _check_light(sums: StackSums, typical: Array) -> None:
+    """Refuse images that are darker where references are lighter; of a few, none can be sure."""
+    spectra, n = _measured(sums), len(typical)
+    if min(spectra.n_images, n) < LEAST_LIT:
+        return
     if sums.optics is not None:
         optics = sums.optics[np.random.default_rng(0).integers(len(sums.order), size=n)]
         terms = to_half_planes(typical) * optics.ctfs(typical.shape[1:], n)
-        seen = to_images(terms, typical.shape[1:])
-    expected = measure_light(seen)
-    sign = np.sign(expected.mean()) if abs(expected.mean()) > expected.std() else 0.0
-    light, its_error = mean_light(spectra)
+        typical = to_images(terms, typical.shape[1:])
+    expected = measure_light(typical)
+    light, error = mean_light(spectra)
+    sure = abs(expected.mean()) > expected.std() and abs(light) > MOST_ERRORS * error
     rule = "particles must be light on dark, as the references are; these are the other way about"
     remedy = "Turn their sign: -stack, or emdask extract with --invert."
-    require(bool(sign * light > -MOST_ERRORS * its_error), "classify", rule, remedy=remedy)
-    return float(np.sqrt(square))
+    ok = not sure or light * expected.mean() > 0
+    require(bool(ok), "stack", rule, remedy=remedy)
 
 
 def _measured(sums: StackSums) -> SpectrumSums:
@@ -454,7 +472,7 @@ def find_threshold(
     images = _draw_images(references, view, rng)
     measured = _measured(sums)
     shape = images.shape[1:]
-    contrast = np.float32(_contrast(sums, _typical_images(references)))
+    contrast = np.float32(spectra.contrast)
     noise = find_noise(measured)
     amplitude = np.sqrt(noise_at(frequency_grid(shape), noise)).astype(np.float32)
     scores = []

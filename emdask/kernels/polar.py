@@ -31,6 +31,7 @@ from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
 from emdask.kernels.row_products import PackedMatrix, move_matrix, multiply_rows, pack_matrix
 from emdask.kernels.transforms import to_half_planes
+from emdask.kernels.whitening import corner_mask
 
 __all__ = ["Matches", "SpectrumBank", "crop_volume", "match_spectra", "prepare_spectra"]
 
@@ -420,8 +421,8 @@ def _features(images: Any, bank: SpectrumBank, optics: Optics | None, xp: Any) -
 def _pad(images: Any, xp: Any) -> Any:
     """Pad images, less the level of their corners, with zeros."""
     n, box_px, _ = images.shape
-    y, x = np.indices((box_px, box_px)) - box_px // 2
-    corners = xp.asarray(np.flatnonzero(np.hypot(x, y) >= box_px / 2))
+    images = images.astype(np.float32, copy=False)
+    corners = xp.asarray(np.flatnonzero(corner_mask((box_px, box_px))))
     # Row by row, so that rounding does not depend on how many there are.
     level = xp.ascontiguousarray(images.reshape(n, -1)[:, corners]).mean(1)
     padded = xp.zeros((n, *[_fine_px(box_px)] * 2), np.float32)

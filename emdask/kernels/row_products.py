@@ -6,6 +6,7 @@ There our own kernel is used; on a card, always as many rows are multiplied.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = ["PackedMatrix", "move_matrix", "multiply_rows", "pack_matrix"]
 
 # Matrices on the card, by the identity of those of the host.
 _MOVED: dict[int, PackedMatrix] = {}
+_MOVING = threading.Lock()
 # Rows that fill a card.
 ROWS_ON_CARD = 1 << 10
 
@@ -88,12 +90,16 @@ def move_matrix(matrix: PackedMatrix, xp: Any) -> PackedMatrix:
     if xp is np:
         return matrix
     key = id(matrix.values)
-    if key not in _MOVED:
-        panels = xp.asarray(matrix.values).transpose(1, 0, 2)
-        values = panels.reshape(len(panels), -1)[:, : matrix.n_columns]
-        _MOVED[key] = PackedMatrix(matrix.n_columns, xp.ascontiguousarray(values))
-        weakref.finalize(matrix.values, _MOVED.pop, key, None)
-    return _MOVED[key]
+    with _MOVING:
+        if key not in _MOVED:
+            panels = xp.asarray(matrix.values).transpose(1, 0, 2)
+            values = panels.reshape(len(panels), -1)[:, : matrix.n_columns]
+            moved = PackedMatrix(matrix.n_columns, xp.ascontiguousarray(values))
+            # Other threads use it on streams of their own.
+            xp.cuda.get_current_stream().synchronize()
+            _MOVED[key] = moved
+            weakref.finalize(matrix.values, _MOVED.pop, key, None)
+        return _MOVED[key]
 
 
 def multiply_rows(rows: Any, matrix: PackedMatrix) -> Any:

@@ -310,7 +310,7 @@ def test_a_pixel_size_that_is_told_counts() -> None:
 
 def test_noise_that_was_changed_is_told() -> None:
     made = simulate(8, 3.0)
-    with pytest.raises(StackError, match=r"have been whitened.*Classify them as they were"):
+    with pytest.raises(StackError, match=r"have been whitened.*Take them as they were"):
         build(made.assign(images=emdask.whiten(made.images)))
     smooth = made.assign(images=emdask.denoise(made.images, "gaussian", width_px=1.0))
     with pytest.warns(EmdaskWarning, match=r"were denoised \(gaussian\).*as they were recorded"):

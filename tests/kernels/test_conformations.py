@@ -475,18 +475,20 @@ def test_dark_particles_on_light_are_refused(with_ctf: bool) -> None:
     negative = made.assign(images=-made.images)
     with pytest.raises(ParameterError, match="must be light on dark"):
         prepare_pose_set(references, measure(negative), **QUICK)
+    # One image tells nothing of the kind.
+    prepare_pose_set(references, measure(made.isel(image=slice(1))), **QUICK)
     with pytest.raises(ParameterError, match="must be light on dark"):
         prepare_spectrum_set(
             references, measure(negative), spacing_deg=20.0, view=VIEW, by_class=False
         )
 
 
-@pytest.mark.parametrize("level", [0.0, 0.03])
+@pytest.mark.parametrize(("level", "n"), [(0.0, 1), (0.03, 20), (0.05, 5), (0.1, 20)])
 def test_solvent_noise_of_a_map_is_outside_of_the_particle(
-    level: float, rng: np.random.Generator
+    level: float, n: int, rng: np.random.Generator
 ) -> None:
     y, x = np.indices((64, 64)) - 32
-    images = (np.hypot(y, x) < 15) * np.ones((20, 1, 1))
+    images = (np.hypot(y, x) < 15) * np.ones((n, 1, 1))
     images += level * rng.normal(size=images.shape)
     assert 15 <= find_radius(images) <= 18
 

@@ -71,8 +71,8 @@ def exact_amplitudes(particle: Any, frequency: Any, turn_deg: float) -> Any:
 
 def exact_likelihood(images: Any, variance: float, optics: Optics | None) -> Any:
     """Logarithms of Rice's densities over those of noise, summed; (n, particles, turns)."""
-    y, x = np.indices((BOX, BOX)) - BOX // 2
-    levels = images[:, np.hypot(x, y) >= BOX / 2].mean(1)
+    y, x = np.indices((BOX, BOX)) - (BOX - 1) / 2
+    levels = images[:, np.hypot(x, y) > BOX / 2].mean(1)
     y, x = np.meshgrid(np.fft.fftfreq(FINE), np.fft.rfftfreq(FINE), indexing="ij")
     compared = (np.hypot(x, y) <= BAND / BOX) & (np.hypot(x, y) > 0) & ~((x == 0) & (y < 0))
     frequency = np.column_stack([x[compared], y[compared]])

@@ -69,7 +69,12 @@ def test_a_moved_matrix_is_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(row_products, "_MOVED", {})
     matrix = np.random.default_rng(0).normal(size=(7, 37)).astype(np.float32)
     packed = pack_matrix(matrix)
-    other = SimpleNamespace(asarray=np.asarray, ascontiguousarray=np.ascontiguousarray)
+    stream = SimpleNamespace(synchronize=lambda: None)
+    other = SimpleNamespace(
+        asarray=np.asarray,
+        ascontiguousarray=np.ascontiguousarray,
+        cuda=SimpleNamespace(get_current_stream=lambda: stream),
+    )
     moved = move_matrix(packed, other)
     assert moved.n_columns == 37
     np.testing.assert_array_equal(moved.values, matrix)
