@@ -605,12 +605,12 @@ def _pose_images(
     inside = view.holds(views)
     coarse_views = cone_views(view.view_deg, view.cone_deg + rim_deg, 5 / 3 * step_deg)
     coarse_angles = align_views(coarse_views, view.view_deg)
-    seen, coarse = [], 0.0
+    seen, coarse = [], []
     for volume in references.volumes:
         spectrum = prepare_volume(volume)
         seen.append(project_volume(spectrum, rotation_matrices(angles)))
         few = project_volume(spectrum, rotation_matrices(coarse_angles))
-        coarse = coarse + few / len(references.volumes)
+        coarse.append(few)
     n_classes, n_inside = len(seen), int(inside.sum())
     parts, sizes = [own[inside] for own in seen], [n_inside] * n_classes
     order = [angles[inside]] * n_classes
@@ -618,7 +618,7 @@ def _pose_images(
         parts += [own[~inside] for own in seen]
         order += [angles[~inside]] * n_classes
         sizes.append(n_classes * int((~inside).sum()))
-    return np.concatenate(parts), np.asarray(coarse), np.concatenate(order), tuple(sizes)
+    return np.concatenate(parts), np.concatenate(coarse), np.concatenate(order), tuple(sizes)
 
 
 def _choose_rim(references: References, view: View | None, rim_deg: float) -> list[_Group]:

@@ -5,7 +5,7 @@ shifted, under the noise's spectrum and the image's CTF: the log-likelihood of a
 ``<Y, R> - sum CTF² |R|² / 2``, where Y is the image times its CTF, both divided by the amplitude of
 the noise. It is found in three steps.
 
-- Coarse: few views of the mean conformation, low frequencies, all turns and shifts. In a steerable
+- Coarse: few views of each conformation, low frequencies, all turns and shifts. In a steerable
   basis a turn is a phase for each angular order, so all turns are one product of matrices.
 - Middle: the same views about the best of these turns and shifts, to more frequencies.
 - Fine: an image is turned and shifted back by the best turn and shift, and compared with the
@@ -133,7 +133,7 @@ class PoseBank(NamedTuple):
     basis
         Of the coarse step.
     coarse : complex64 array, shape (v, coefs)
-        Views of the mean conformation.
+        Views of all conformations: the mean of those that differ much is turned unlike any.
     coarse_power : float32 array, shape (f, v)
         Half their squares on the rings.
     middle, fine

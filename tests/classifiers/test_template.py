@@ -168,7 +168,7 @@ def test_shifts_are_looked_for_up_to_the_largest() -> None:
 
 
 def test_finer_details_tell_more() -> None:
-    made = simulate(60, 0.4, seed=2)
+    made = simulate(60, 0.1, seed=2)
     accuracies = [
         float((classify(made, resolution_A=r).class_id == made.class_id).mean())
         for r in (8.0, 24.0)

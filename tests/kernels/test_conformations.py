@@ -309,6 +309,16 @@ def test_the_basis_set_is_of_all_classes_from_the_same_views() -> None:
     assert plain.bank.group_ends == ends[:3]
 
 
+def test_the_coarse_step_has_views_of_every_conformation() -> None:
+    """Their mean, of conformations that differ much, is turned unlike any of them."""
+    sums = measure(simulate(24, 3.0))
+    counts = [
+        len(prepare_pose_set(as_references(volumes), sums, **QUICK).bank.coarse)
+        for volumes in (make_volumes(n=1), make_volumes(n=3))
+    ]
+    assert counts[1] == 3 * counts[0]
+
+
 def test_a_narrow_rim_is_a_rim() -> None:
     how = {**QUICK, "rim_deg": 1.0}
     found = prepare_pose_set(as_references(make_volumes()), measure(simulate(40, 1.0)), **how)
