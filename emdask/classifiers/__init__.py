@@ -133,8 +133,7 @@ def classify(
     name, record, params = resolve_method(FAMILY, method, parameters)
     check_choice(name, "bad_pixels", bad_pixels, BAD_PIXELS)
     device = check_device(device, name, record.score)
-    source = as_particles(stack, WHAT)
-    source = as_told(source, params)
+    source = as_told(as_particles(stack, WHAT), params)
     opened = check_references(name, record, params, references, source)
     return _tabulate(score_stack(source, name, record, params, opened, device, bad_pixels))
 

@@ -79,10 +79,10 @@ N_CALIBRATION: Final = 400
 N_CALIBRATED_AT_ONCE: Final = 50
 # Standard errors that the squared contrast must be above 0, and that light may be below.
 LEAST_ERRORS: Final = 4.0
+MOST_ERRORS: Final = 5.0
 # Images of which light is compared: at least, and of the references at most about so many.
 LEAST_LIT: Final = 10
 N_TYPICAL: Final = 200
-MOST_ERRORS: Final = 5.0
 
 
 class View(NamedTuple):

@@ -29,6 +29,7 @@ from scipy.special import ive
 
 from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
+from emdask.kernels.references import even_priors
 from emdask.kernels.row_products import PackedMatrix, move_matrix, multiply_rows, pack_matrix
 from emdask.kernels.transforms import to_half_planes
 from emdask.kernels.whitening import corner_mask
@@ -202,7 +203,6 @@ def prepare_spectra(
     turns = (factors * np.stack([np.cos(turning), np.sin(turning)], 1)).reshape(2 * len(orders), -1)
     counts = share * np.bincount(radius_of)
     power = (np.square(amplitudes).mean(-1) * counts).T
-    log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
     return SpectrumBank(
         box_px,
         points,
@@ -217,7 +217,7 @@ def prepare_spectra(
         np.ascontiguousarray(turns.T, np.float32),
         pack_matrix(power.astype(np.float32)),
         tuple(int(end) for end in np.cumsum(group_sizes)),
-        log_prior.astype(np.float32),
+        even_priors(group_sizes),
     )
 
 

@@ -30,6 +30,7 @@ from emdask.backend import array_namespace
 from emdask.kernels.ctf import Optics
 from emdask.kernels.fourier import half_plane_weights
 from emdask.kernels.reductions import over_pixels
+from emdask.kernels.references import even_priors
 from emdask.kernels.row_products import PackedMatrix, move_matrix, multiply_rows, pack_matrix
 from emdask.kernels.steerable import SteerableBasis, evaluate, expand, rotate, steerable_basis
 from emdask.kernels.transforms import to_half_planes
@@ -224,7 +225,6 @@ def prepare_poses(
     views = to_half_planes(coarse) * whitening
     few = expand(views, bases[0])
     rings, frequency = _rings(box_px, max(plan.bands))
-    log_prior = np.concatenate([np.full(n, -np.log(max(n, 1))) for n in group_sizes])
     return PoseBank(
         plan,
         whitening,
@@ -235,7 +235,7 @@ def prepare_poses(
         _gather(views, bases[1], plan, 0, rings, len(frequency)),
         _gather(to_half_planes(references) * whitening, bases[2], plan, 1, rings, len(frequency)),
         tuple(int(end) for end in np.cumsum(group_sizes)),
-        log_prior.astype(np.float32),
+        even_priors(group_sizes),
     )
 
 

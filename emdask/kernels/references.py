@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from emdask.checks import require
 
-__all__ = ["References"]
+__all__ = ["References", "even_priors"]
 
 WHAT = "references"
 
@@ -92,3 +92,14 @@ class References:
     def box_px(self) -> int:
         """Edge of the volumes or images."""
         return len(self._arrays[0])
+
+
+def even_priors(group_sizes: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Return natural logarithms of the priors of references that are alike within their group.
+
+    Examples
+    --------
+    >>> np.exp(even_priors((1, 2))).round(2).tolist()
+    [1.0, 0.5, 0.5]
+    """
+    return np.repeat([-np.log(max(n, 1)) for n in group_sizes], group_sizes).astype(np.float32)

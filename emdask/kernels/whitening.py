@@ -183,9 +183,9 @@ def noise_spectrum(sums: NoiseSums) -> tuple[Array, Array]:
     """
     padded = [sums.power.shape[0], 2 * (sums.power.shape[1] - 1)]
     products, pairs = (fft.irfft2(field, padded) for field in sums)
+    correlation = np.where(pairs > 0.5, products / np.maximum(pairs, 1), 0.0)
     distance = np.hypot(*np.ix_(*(np.abs(fft.fftfreq(n, 1 / n)) for n in padded)))
     reach_px = max(REACH * min(padded) / 2, 2.0)
-    correlation = np.where(pairs > 0.5, products / np.maximum(pairs, 1), 0.0)
     # The mean that was subtracted lowers it everywhere alike; far away there should be none.
     far = (distance >= FAR[0] * reach_px) & (distance < FAR[1] * reach_px)
     correlation -= products[far].sum() / max(pairs[far].sum(), 1)
