@@ -82,6 +82,16 @@ def test_poses_are_ready_to_reconstruct_from() -> None:
         assert min(np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs) > 0.98
 
 
+def test_conformations_may_differ_much() -> None:
+    """An arm that turns about the view by far more than a step of the search."""
+    volumes = make_volumes(n=4, turn_deg=25.0)
+    along = {"view_deg": (0.0, 0.0), "cone_deg": 5.0}
+    made = simulate(60, 6.0, volumes=volumes, **along)
+    found = classify(made, references=list(volumes), view=(0.0, 0.0), cone_deg=6.0)
+    np.testing.assert_array_equal(found.class_id, made.class_id)
+    assert np.median(turn_from_truth(found, made)) < 3.5
+
+
 def test_classes_that_are_rare_are_counted() -> None:
     made = simulate(60, 4.0, proportions=[0.9, 0.1], seed=3)
     found = classify(made)
