@@ -69,7 +69,7 @@ class Template:
     `emdask.kernels.pose_search` says how. The noise's spectrum is measured in the corners of about
     2000 images; how strongly images show the references, the contrast, by their power: both are one
     for all images. Five clamp states of an RNA polymerase, 5 degrees apart, seen within 10 degrees,
-    are told with an accuracy of 0.97 at an SNR of 0.1 and 0.88 at 0.05
+    are told with an accuracy of 0.97 at an SNR of 0.1 and 0.87 at 0.05
     (``docs/conformations.md``).
 
     Examples

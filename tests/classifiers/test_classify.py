@@ -451,6 +451,7 @@ def test_methods_of_the_family_have_plain_parameters() -> None:
     for name in emdask.method.list_methods(FAMILY):
         record = emdask.method.find_method(FAMILY, name)
         assert isinstance(record, Classifier)
+        assert pickle.loads(pickle.dumps(record)).score.keys() == record.score.keys()
         params = record.params()
         assert pickle.loads(pickle.dumps(params)) == params
         assert tokenize(params) == tokenize(record.params())
