@@ -609,8 +609,7 @@ def _pose_images(
     for volume in references.volumes:
         spectrum = prepare_volume(volume)
         seen.append(project_volume(spectrum, rotation_matrices(angles)))
-        few = project_volume(spectrum, rotation_matrices(coarse_angles))
-        coarse.append(few)
+        coarse.append(project_volume(spectrum, rotation_matrices(coarse_angles)))
     n_classes, n_inside = len(seen), int(inside.sum())
     parts, sizes = [own[inside] for own in seen], [n_inside] * n_classes
     order = [angles[inside]] * n_classes
