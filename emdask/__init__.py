@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from emdask.cluster import connect
     from emdask.comparisons import compare
     from emdask.ctf_correctors import phase_flip
+    from emdask.denoiser_trainer import train_denoiser
     from emdask.denoisers import denoise, learn_denoiser
     from emdask.extractors import extract
     from emdask.io import (
@@ -58,6 +59,7 @@ __all__ = [
     "screen",
     "simulate",
     "simulate_micrographs",
+    "train_denoiser",
     "train_picker",
     "unwhiten",
     "volume_from_structure",
@@ -89,6 +91,7 @@ _HOMES = {
     "screen": "emdask.screeners",
     "simulate": "emdask.simulators",
     "simulate_micrographs": "emdask.simulators.micrographs",
+    "train_denoiser": "emdask.denoiser_trainer",
     "train_picker": "emdask.trainers",
     "unwhiten": "emdask.whiteners",
     "volume_from_structure": "emdask.structures",

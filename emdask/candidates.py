@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -42,7 +43,8 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
     ----------
     methods
         Names, as "bm3d", names with parameters, as "bm3d:threshold=2.5|3,window_px=21", or
-        instances of parameter records; None takes all methods that remove noise.
+        instances of parameter records; None takes all methods that remove noise and need nothing
+        that is not here.
 
     Yields
     ------
@@ -60,7 +62,7 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
     ('bm3d', [2.5, 3])
     """
     if methods is None:
-        methods = [name for name in list_methods(FAMILY) if removes_noise(name)]
+        methods = [name for name in list_methods(FAMILY) if removes_noise(name) and is_ready(name)]
     methods = [methods] if isinstance(methods, str) else methods
     seen: set[str] = set()
     for method in methods:
@@ -77,6 +79,13 @@ def parse_candidates(methods: Iterable[Any] | None) -> Iterator[Candidate]:
 def removes_noise(name: str) -> bool:
     """Whether a method removes noise, and not outliers alone."""
     return bool(find_method(FAMILY, name).removes == "noise")
+
+
+def is_ready(name: str) -> bool:
+    """Whether a method works as it is, with what is installed and no model of the user's."""
+    record = find_method(FAMILY, name)
+    missing = [library for library in record.libraries if importlib.util.find_spec(library) is None]
+    return not record.needs_model and not missing
 
 
 def _from_record(params: Any) -> Candidate:

@@ -164,7 +164,8 @@ def map_images(
     device
         "auto", "cpu" or "cuda"; resolved on the worker.
     model
-        What the method learnt, or a Delayed of it; None where it needs none.
+        What the method learnt, or a Delayed of it, or the weights of its network; None where it
+        needs none.
     optics
         Of all images; a block gets its part of it. None where it is not known or not asked for.
     bad_pixels
@@ -231,7 +232,8 @@ def _apply_block(
     model: Any = None,
 ) -> Images:
     images = clean_pixels(images, int(starts[block_id[0]]), bad_pixels)
-    arguments = (params,) if method.learn is None else (params, model)
+    takes_model = method.learn is not None or method.load is not None
+    arguments = (params, model) if takes_model else (params,)
     if optics is not None:
         values = tables[0][:, 0].T if varying else ()
         optics = replace(optics, **dict(zip(varying, values, strict=True)))
@@ -358,7 +360,7 @@ def map_parts(
     [1.0, 10.0]
     """
     used, counts = np.unique(image_of, return_counts=True)
-    source = _take_images(images, used)
+    source = take_images(images, used)
     ends = np.cumsum(source.chunks[0])
     sizes = tuple(int(part.sum()) for part in np.split(counts, ends[:-1]))
     table = np.column_stack([image_of, places])[:, None, :]
@@ -378,8 +380,26 @@ def map_parts(
     )
 
 
-def _take_images(images: da.Array, used: npt.NDArray[np.int64]) -> da.Array:
-    """Take images by their positions, rising, so that no other is read."""
+def take_images(images: da.Array, used: npt.NDArray[np.int64]) -> da.Array:
+    """Take images by their positions, rising, so that no other is read.
+
+    Parameters
+    ----------
+    images : dask.array.Array, shape (n, h, w)
+        Whole images in each chunk.
+    used : int64 array, shape (m,)
+        Positions, rising.
+
+    Returns
+    -------
+    dask.array.Array, shape (m, h, w)
+
+    Examples
+    --------
+    >>> images = da.from_array(np.arange(4.0).reshape(4, 1, 1), chunks=(2, 1, 1))
+    >>> take_images(images, np.array([0, 3])).compute().ravel().tolist()
+    [0.0, 3.0]
+    """
     if len(used) == images.shape[0]:
         return images
     if max(images.chunks[0]) == 1:

@@ -55,6 +55,32 @@ class Learn:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """How the network of a method is trained.
+
+    Parameters
+    ----------
+    params
+        Frozen dataclass of what can be chosen; checks itself in ``__post_init__``, made of
+        `parameter` fields.
+    begin
+        ``(params, *, start, seed, device, short) -> training``: a network in training, as
+        `emdask.kernels.denoiser_training.DenoiserTraining` is; ``start`` are named arrays to start
+        from, or None.
+    takes
+        "clean": noisy images, and the same without noise; "pairs": noisy images, and others of the
+        same with noise of their own, where there are; "noisy": noisy images alone.
+    stride
+        ``params -> px``: multiple of which the edges of an image are.
+    """
+
+    params: type
+    begin: Callable[..., Any]
+    takes: Literal["clean", "pairs", "noisy"]
+    stride: Callable[[Any], int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """One method of a family.
 
@@ -82,6 +108,15 @@ class Method:
         they never do.
     removes
         What the images lose by it: "noise", or "outliers" alone.
+    load
+        ``(model, attrs, shape) -> weights``, of methods that are networks: opens what the user
+        gave, or of what ships what suits the stack, given None; on the client, once.
+    training
+        How its network is trained; None where it has none.
+    needs_model
+        Whether nothing ships, so that the user has to give a model.
+    libraries
+        What it takes that an install may lack.
     """
 
     params: type
@@ -92,6 +127,10 @@ class Method:
     takes_optics: bool = False
     corrects: Callable[[Any], bool] | None = None
     removes: Literal["noise", "outliers"] = "noise"
+    load: Callable[[Any, Mapping[str, Any], tuple[int, ...]], Any] | None = None
+    training: Training | None = None
+    needs_model: bool = False
+    libraries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,7 +464,18 @@ def build_params(name: str, record: Record, options: Mapping[str, Any]) -> Any:
     emdask.errors.ParameterError: bm3d: no parameter of this name; got 'sgma'. Did you mean sigma?
     ...
     """
-    known = [field.name for field in dataclasses.fields(record.params)]
+    return build_record(name, record.params, options)
+
+
+def build_record(name: str, record: type, options: Mapping[str, Any]) -> Any:
+    """Make any record of parameters from parameters by name.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is unknown or out of range.
+    """
+    known = [field.name for field in dataclasses.fields(record)]
     for option in options:
         require(option in known, name, "no parameter of this name", option, suggest(option, known))
-    return record.params(**options)
+    return record(**options)

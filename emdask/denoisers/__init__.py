@@ -13,6 +13,7 @@ from dask.delayed import Delayed
 from emdask.backend import check_device
 from emdask.checks import check_choice, require
 from emdask.io import open_model
+from emdask.io.weights import Weights
 from emdask.kernels.ctf import Optics
 from emdask.lazy import BAD_PIXELS, learn_model, map_images, stored_parameters
 from emdask.method import Method, learns, resolve_method
@@ -53,7 +54,8 @@ def denoise(
     model
         What `learn_denoiser` returned, or the path of what `save_model` wrote, for methods that
         learn; without it the model is learnt from ``stack`` within the same graph, which suits
-        small stacks.
+        small stacks. For methods that are networks, what `emdask.train_denoiser` returned, the path
+        of it, or the name of one that ships; a worker loads it once.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``. A device that is named
         never falls back to another one.
@@ -102,8 +104,7 @@ def denoise(
         optics=optics,
         bad_pixels=bad_pixels,
     )
-    learnt = {"model": dict(model.attrs)} if isinstance(model, xr.Dataset) else {}
-    attrs = add_provenance(source.attrs, name, asdict(params) | learnt)
+    attrs = add_provenance(source.attrs, name, asdict(params) | _about_model(model))
     if optics is not None and record.corrects is not None and record.corrects(params):
         attrs["ctf_state"] = CORRECTED
     return like_input(source.copy(deep=False, data=images).assign_attrs(attrs), stack)
@@ -161,6 +162,15 @@ def learn_denoiser(
     return _learn(source, name, record, params, optics, device, bad_pixels)
 
 
+def _about_model(model: Any) -> dict[str, Any]:
+    """What the provenance tells of a model."""
+    if isinstance(model, xr.Dataset):
+        return {"model": dict(model.attrs)}
+    if isinstance(model, Weights):
+        return {"model": {**model.about, "digest": model.digest}}
+    return {}
+
+
 def complete_params(record: Method, params: Any, stack: xr.DataArray) -> Any:
     """Put into the parameters what the stack's attributes and shape tell."""
     return params if record.complete is None else record.complete(params, stack.attrs, stack.shape)
@@ -175,6 +185,8 @@ def _check_model(
     optics: Optics | None,
 ) -> Any:
     """Open a model that is given by its path; refuse one that is for something else."""
+    if record.load is not None:
+        return record.load(model, stack.attrs, stack.shape)
     if model is None:
         return None
     wanted = record.learn is not None and learns(record, params)

@@ -6,7 +6,6 @@ for other cameras and programs than those that made them; PyTorch.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch.nn import functional
 
 from emdask.checks import require
 from emdask.kernels.mirroring import mirror_places
+from emdask.kernels.schedules import rise_and_fall
 from emdask.kernels.scoring_network import (
     FIELD_PX,
     MARGIN_PX,
@@ -30,15 +30,13 @@ from emdask.kernels.scoring_network import (
     fold,
 )
 from emdask.kernels.standard_micrographs import LIMIT, STANDARD_PX
+from emdask.kernels.torch_arrays import repeatable
 
 __all__ = [
     "Example",
     "NetworkTraining",
     "build_target",
-    "fall",
     "positive_unlabelled_loss",
-    "rise_and_fall",
-    "rise_and_stay",
     "train_network",
 ]
 
@@ -57,7 +55,6 @@ RIM = 0.30
 UNLABELLED: Final = 1.2
 LEARNING_RATE: Final = 4e-3
 FINE_TUNING_RATE: Final = 1e-3
-WARM_UP: Final = 0.1
 WEIGHT_DECAY: Final = 1e-4
 LONGEST_GRADIENT: Final = 1.0
 # How much of the mean of the weights stays from one step to the next, once it has begun.
@@ -215,7 +212,7 @@ class NetworkTraining:
     def _step(self, images: torch.Tensor, targets: torch.Tensor, shares: torch.Tensor) -> float:
         images, targets, shares = (one.to(self._device) for one in (images, targets, shares))
         self._optimiser.zero_grad()
-        with _repeatable():
+        with repeatable():
             loss = positive_unlabelled_loss(self._network(images), targets, shares)
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), LONGEST_GRADIENT)
@@ -259,32 +256,6 @@ def train_network(
     training = NetworkTraining(start, learning_rate=learning_rate, seed=seed, device=device)
     training.learn(examples, n_steps, batch=batch, on_progress=on_progress)
     return training.weights
-
-
-def rise_and_fall(step: int, n_steps: int) -> float:
-    """Share of the learning rate: a short rise, then half a cosine."""
-    rise = max(1.0, WARM_UP * n_steps)
-    if step < rise:
-        return (step + 1) / (rise + 1)
-    return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1.0, n_steps - rise))
-
-
-def rise_and_stay(step: int, n_steps: int) -> float:
-    """Share of the learning rate: a short rise, then as it is."""
-    return min(1.0, (step + 1) / max(1.0, WARM_UP * n_steps))
-
-
-def fall(step: int, n_steps: int) -> float:
-    """Share of the learning rate: from where it stayed down to nothing."""
-    return 1 - step / n_steps
-
-
-def _repeatable() -> contextlib.AbstractContextManager[None]:
-    """Let a card convolve by algorithms that add up in one order, not by those fastest today."""
-    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, deterministic=True, benchmark=False
-    )
-    return flags
 
 
 def positive_unlabelled_loss(

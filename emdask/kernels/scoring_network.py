@@ -7,12 +7,8 @@ the right margin have no seams. PyTorch; arrays of NumPy or CuPy.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +19,18 @@ from torch.nn import functional
 from emdask.backend import array_namespace
 from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.picking import ScoreMap
+from emdask.kernels.torch_arrays import (
+    NamedArrays,
+    kept_network,
+    precision_of,
+    to_library,
+    torch_for,
+    within_memory,
+)
 
 __all__ = [
     "FIELD_PX",
     "STEP_PX",
-    "NamedArrays",
     "Network",
     "build_network",
     "fold",
@@ -43,22 +46,6 @@ STEM_PX: Final = 7
 # Window that a score depends on: the two strided convolutions, then two of 3 x 3 cells a block.
 FIELD_PX: Final = STEM_PX + 2 * 2 + 2 * sum(d + 1 for d in DILATIONS) * STEP_PX
 MARGIN_PX: Final = FIELD_PX // 2
-# Networks that a process keeps.
-N_KEPT: Final = 4
-
-
-class NamedArrays(Protocol):
-    """Weights of a network, as `emdask.io.weights.Weights` are."""
-
-    @property
-    def arrays(self) -> Mapping[str, Array]:
-        """The name of each parameter to its values."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Text that tells them from all others."""
-        ...
 
 
 class Block(nn.Module):
@@ -170,13 +157,8 @@ def score_network(image: Any, weights: NamedArrays, *, tile_px: int = 1024) -> S
     MemoryError
         If the card has no room for it, as where CuPy finds none.
     """
-    try:
-        return _score(image, weights, tile_px)
-    except torch.OutOfMemoryError as error:
-        # Its traceback holds the tensors, so what they took is given back after it is gone.
-        told = str(error)
-    torch.cuda.empty_cache()
-    raise MemoryError(told)
+    found: ScoreMap = within_memory(_score, image, weights, tile_px)
+    return found
 
 
 def _score(image: Any, weights: NamedArrays, tile_px: int) -> ScoreMap:
@@ -184,17 +166,17 @@ def _score(image: Any, weights: NamedArrays, tile_px: int) -> ScoreMap:
     n_rows, n_columns = (-(-n // STEP_PX) for n in (height, width))
     n_tile = max(1, tile_px // STEP_PX)
     padded = _mirror(image, n_rows, n_columns)
-    with _torch_for(padded) as tensor, torch.inference_mode():
-        network = _network_on(weights, tensor.device)
+    with torch_for(padded) as tensor, torch.inference_mode():
+        network = kept_network(weights, tensor.device, build_network)
         scores = torch.empty((n_rows, n_columns), dtype=torch.float32, device=tensor.device)
         for row in range(0, n_rows, n_tile):
             for column in range(0, n_columns, n_tile):
                 n = min(n_tile, n_rows - row), min(n_tile, n_columns - column)
                 tile = _cut(tensor, row, column, n)
-                with _precision_of(tensor.device):
+                with precision_of(tensor.device):
                     logits = network(tile[None, None])[0, 0]
                 scores[row : row + n[0], column : column + n[1]] = torch.sigmoid(logits.float())
-    return ScoreMap(_like(scores, image), STEP_PX, 0.0)
+    return ScoreMap(to_library(scores, image), STEP_PX, 0.0)
 
 
 def _mirror(image: Any, n_rows: int, n_columns: int) -> Any:
@@ -212,89 +194,3 @@ def _cut(tensor: torch.Tensor, row: int, column: int, n: tuple[int, int]) -> tor
     top, left = STEP_PX * row, STEP_PX * column
     height, width = (STEP_PX * (k - 1) + FIELD_PX for k in n)
     return tensor[top : top + height, left : left + width]
-
-
-_kept: OrderedDict[tuple[str, str], Network] = OrderedDict()
-_lock = threading.Lock()
-
-
-def _network_on(weights: NamedArrays, device: torch.device) -> Network:
-    """Return the network of these weights on a device, made once in a process."""
-    key = (weights.digest, str(device))
-    with _lock:
-        if key not in _kept:
-            _kept[key] = build_network(weights.arrays).to(device).eval()
-        _kept.move_to_end(key)
-        while len(_kept) > N_KEPT:
-            _kept.popitem(last=False)
-        return _kept[key]
-
-
-@contextlib.contextmanager
-def _torch_for(array: Any) -> Iterator[torch.Tensor]:
-    """Lend an array to PyTorch: on the host to one thread, on a card on the array's stream."""
-    if array_namespace(array) is np:
-        with one_torch_thread:
-            yield torch.from_numpy(array)
-        return
-    tensor = torch.utils.dlpack.from_dlpack(array)
-    with contextlib.ExitStack() as stack:
-        if tensor.is_cuda:
-            stream = array_namespace(array).cuda.get_current_stream()
-            of_array = torch.cuda.ExternalStream(  # type: ignore[no-untyped-call]
-                stream.ptr, device=tensor.device
-            )
-            stack.enter_context(torch.cuda.stream(of_array))
-        else:
-            stack.enter_context(one_torch_thread)
-        yield tensor
-
-
-class _OneTorchThread:
-    """Lets the threads within compute alone, as tasks must: Dask owns the cores.
-
-    A thread has its own number of threads to compute with, and a new one takes that which any
-    thread has set last. So all leave with the number of the first: else, of threads that overlap,
-    one would take the 1 of another for what the user wants, and leave it behind.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._n_inside = 0
-        self._n_before = 1
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._n_inside == 0:
-                self._n_before = torch.get_num_threads()
-            self._n_inside += 1
-            torch.set_num_threads(1)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            torch.set_num_threads(self._n_before)
-
-
-one_torch_thread = _OneTorchThread()
-
-
-def _precision_of(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Compute in 16 bits on a card, the kind that it is fast in."""
-    if device.type == "cpu":
-        return contextlib.nullcontext()
-    autocast: contextlib.AbstractContextManager[Any] = torch.autocast(
-        device.type, dtype=_short_float()
-    )
-    return autocast
-
-
-@functools.cache
-def _short_float() -> torch.dtype:
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _like(tensor: torch.Tensor, image: Any) -> Any:
-    """Give a tensor back as an array of the image's library."""
-    xp = array_namespace(image)
-    return tensor.numpy() if xp is np else xp.from_dlpack(tensor)

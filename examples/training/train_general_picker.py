@@ -28,7 +28,8 @@ from training_micrographs import training_micrograph
 
 import emdask
 from emdask.io.weights import Weights, save_weights
-from emdask.kernels.picker_training import Example, NetworkTraining, fall, rise_and_stay
+from emdask.kernels.picker_training import Example, NetworkTraining
+from emdask.kernels.schedules import fall, rise_and_stay
 from emdask.kernels.standard_micrographs import STANDARD_PX, standardise
 
 Array = npt.NDArray[Any]

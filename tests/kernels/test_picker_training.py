@@ -17,12 +17,10 @@ from emdask.kernels.picker_training import (
     Example,
     NetworkTraining,
     build_target,
-    fall,
     positive_unlabelled_loss,
-    rise_and_fall,
-    rise_and_stay,
     train_network,
 )
+from emdask.kernels.schedules import fall, rise_and_fall, rise_and_stay
 from emdask.kernels.scoring_network import FIELD_PX, STEP_PX, score_network
 
 

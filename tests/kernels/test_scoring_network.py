@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from emdask.backend import run_on, to_device, to_host
-from emdask.kernels import scoring_network
+from emdask.kernels import scoring_network, torch_arrays
 from emdask.kernels.scoring_network import FIELD_PX, STEP_PX, Network, score_network
 
 
@@ -100,7 +100,7 @@ def test_threads_that_overlap_leave_what_the_user_wants() -> None:
         for first, second in ((a, b), (b, a)):
             for change in ("__enter__", "__exit__"):
                 for pool in (first, second):
-                    pool.submit(getattr(scoring_network.one_torch_thread, change)).result()
+                    pool.submit(getattr(torch_arrays.one_torch_thread, change)).result()
                     if change == "__enter__":
                         assert pool.submit(torch.get_num_threads).result() == 1
             with ThreadPoolExecutor(1) as new:
@@ -122,10 +122,10 @@ def test_a_full_card_is_a_memory_error(monkeypatch: pytest.MonkeyPatch, image: n
     """And what PyTorch keeps is given back first, so that a second try may find room."""
     events = []
 
-    def run_out(weights: Any, device: torch.device) -> Network:
+    def run_out(*args: Any) -> Network:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(scoring_network, "_network_on", run_out)
+    monkeypatch.setattr(scoring_network, "kept_network", run_out)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: events.append("given back"))
     with pytest.raises(MemoryError, match="Tried to allocate 2 GiB") as caught:
         score_network(image, random_weights())
@@ -137,14 +137,14 @@ def test_a_full_card_is_tried_again_alone(
     cuda_on_host: Any, monkeypatch: pytest.MonkeyPatch, image: np.ndarray
 ) -> None:
     weights = random_weights()
-    find, failures = scoring_network._network_on, [torch.OutOfMemoryError("full")]
+    find, failures = scoring_network.kept_network, [torch.OutOfMemoryError("full")]
 
     def run_out_once(*args: Any) -> Network:
         if failures:
             raise failures.pop()
         return find(*args)
 
-    monkeypatch.setattr(scoring_network, "_network_on", run_out_once)
+    monkeypatch.setattr(scoring_network, "kept_network", run_out_once)
     found = run_on("cuda", score_network, image, weights, n_bytes=1000, what="a micrograph")
     np.testing.assert_array_equal(found.scores, score_network(image, weights).scores)
 
@@ -158,6 +158,6 @@ def test_networks_are_made_once(monkeypatch: pytest.MonkeyPatch, image: np.ndarr
     for seed in (101, 102, 101, 102):
         score_network(image, random_weights(seed))
     assert len(made) == 2
-    for seed in range(103, 103 + scoring_network.N_KEPT):
+    for seed in range(103, 103 + torch_arrays.N_KEPT):
         score_network(image, random_weights(seed))
-    assert len(scoring_network._kept) == scoring_network.N_KEPT
+    assert len(torch_arrays._kept) == torch_arrays.N_KEPT
