@@ -11,16 +11,16 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from emdask import __version__, classify_arguments, pick_arguments
+from emdask import __version__, classify_arguments, pick_arguments, train_arguments
 from emdask import simulate_arguments as given
 from emdask.errors import EmdaskError
 from emdask.options import add_method_options, repeat_options, split_words, with_signature
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-RESUMABLE = ("denoise", "phase-flip", "convert", "simulate", "extract")
+RESUMABLE = ("denoise", "phase-flip", "convert", "simulate", "extract", "train-denoiser")
 DEFAULT_DENOISER, DEFAULT_RECONSTRUCTOR, DEFAULT_PICKER = "bm3d", "direct_fourier", "cnn"
-DEFAULT_CLASSIFIER = "two_stage"
+DEFAULT_CLASSIFIER, DEFAULT_NETWORK = "two_stage", "unet"
 
 
 class _Group(TyperGroup):
@@ -31,7 +31,8 @@ class _Group(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         if name in WITH_METHODS:
             run, family, default = WITH_METHODS[name]
-            command = method_command(run, family, named_method(rest, default))
+            method = named_method(rest, default)
+            command = method_command(run, family, method, trained=name in TRAINING)
         return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
@@ -334,8 +335,9 @@ def denoise(
     model: Annotated[
         Path | None,
         typer.Option(
-            metavar="ZARR",
-            help="Take what the method learnt before, kept by --save-model.",
+            metavar="ZARR|FILE|WORD",
+            help="Take what the method learnt before, kept by --save-model; of a network its "
+            "weights, by train-denoiser, or the name of some that ship.",
             show_default=False,
         ),
     ] = None,
@@ -407,13 +409,18 @@ def named_method(words: list[str], default: str) -> str:
     return default
 
 
-def method_command(run: Callable[..., None], family: str, method: str) -> Any:
-    """Build a command with the options of all methods of a family, and help on those of one."""
+def method_command(
+    run: Callable[..., None], family: str, method: str, *, trained: bool = False
+) -> Any:
+    """Build a command with the options of all methods of a family, and help on those of one.
+
+    ``trained``: those of training networks.
+    """
     one = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, context_settings=CONTEXT
     )
     one.command(run.__name__, context_settings=CONTEXT | UNDERSCORES)(
-        add_method_options(run, family, method)
+        add_method_options(run, family, method, trained=trained)
     )
     return typer.main.get_command(one)
 
@@ -424,7 +431,7 @@ def add_command(run: Callable[..., None]) -> None:
     def without_options(**arguments: Any) -> None:
         run(**arguments)
 
-    app.command(run.__name__)(with_signature(without_options, run, {}))
+    app.command(run.__name__.replace("_", "-"))(with_signature(without_options, run, {}))
 
 
 add_command(denoise)
@@ -978,13 +985,94 @@ def train_picker(
     )
 
 
+def train_denoiser(
+    inputs: train_arguments.TrainingImages,
+    out: train_arguments.NetworkOut,
+    method: train_arguments.TrainedMethod = DEFAULT_NETWORK,
+    clean: train_arguments.Clean = None,
+    pair: train_arguments.Pair = None,
+    snr: train_arguments.Snr = None,
+    coloured: train_arguments.Coloured = 0.0,
+    either_contrast: train_arguments.EitherContrast = False,
+    epochs: train_arguments.Epochs = 20,
+    batch: train_arguments.Batch = 16,
+    crop_px: train_arguments.CropPx = 128,
+    learning_rate: train_arguments.LearningRate = None,
+    start: train_arguments.StartModel = None,
+    validation: train_arguments.Validation = 0.1,
+    patience: train_arguments.Patience = 5,
+    precision: train_arguments.Precision = "auto",
+    seed: pick_arguments.Seed = 0,
+    device: Device = None,
+    bad_pixels: BadPixels = "raise",
+    log: train_arguments.Log = None,
+    report: train_arguments.TrainingReport = None,
+    resume: train_arguments.ResumeTraining = False,
+    overwrite: Overwrite = False,
+    images: Images = "",
+    kind: Kind = None,
+    pixel_size_A: PixelSize = None,
+    project_folder: ProjectFolder = None,
+    **parameters: Any,
+) -> None:
+    """Train a network to denoise: on clean images, on pairs of noisy ones, or on noisy ones alone.
+
+    The parameters of the network are below: emdask train-denoiser --method NAME --help shows those
+    of another.
+    """
+    from emdask.jobs import Source
+    from emdask.train_denoiser_command import train_denoiser_files
+
+    source = Source(
+        paths=inputs,
+        images=images,
+        kind=kind,
+        pixel_size_A=pixel_size_A,
+        project_folder=project_folder,
+    )
+    train_denoiser_files(
+        source,
+        out,
+        method=method,
+        clean=clean,
+        pair=pair,
+        snr=snr,
+        patience=patience,
+        parameters={
+            "coloured": coloured,
+            "either_contrast": either_contrast,
+            "epochs": epochs,
+            "batch": batch,
+            "crop_px": crop_px,
+            "learning_rate": learning_rate,
+            "model": start,
+            "validation": validation,
+            "precision": precision,
+            "seed": seed,
+            "device": device,
+            "bad_pixels": bad_pixels,
+            "log": log,
+            **parameters,
+        },
+        resume=resume,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+add_command(train_denoiser)
+
+
 # Command to what it runs, the family of its methods, and the one that is taken unless named.
 WITH_METHODS: dict[str, tuple[Callable[..., None], str, str]] = {
     "classify": (classify, "emdask.classifiers", DEFAULT_CLASSIFIER),
     "denoise": (denoise, "emdask.denoisers", DEFAULT_DENOISER),
     "pick": (pick, "emdask.pickers", DEFAULT_PICKER),
     "reconstruct": (reconstruct, "emdask.reconstructors", DEFAULT_RECONSTRUCTOR),
+    "train-denoiser": (train_denoiser, "emdask.denoisers", DEFAULT_NETWORK),
 }
+# Those whose options are of training.
+TRAINING = ("train-denoiser",)
 
 
 def main() -> None:

@@ -388,7 +388,7 @@ def denoise_files(
         bad_pixels=bad_pixels,
         whiten_noise=whiten_noise,
         learns=learns(record, params),
-        model=None if model is None else open_model(model),
+        model=_open_model(record, model),
     )
     # Before workers start: a wrong parameter or target is to be told at once.
     check_target(plan.build(stack), out, resume=resume, overwrite=overwrite)
@@ -414,6 +414,13 @@ def denoise_files(
     if report is not None:
         save_report(stack, clean, path, report, seconds, plan)
         say(f"report -> {report}")
+
+
+def _open_model(record: Method, model: Path | None) -> Any:
+    """Open a model; names of networks that ship, and weights, are for the method to open."""
+    if model is None or record.load is not None:
+        return None if model is None else str(model)
+    return open_model(model)
 
 
 def _is_ctf_settled(stack: xr.DataArray) -> bool:
@@ -588,7 +595,7 @@ def save_report(
     learnt = [
         section
         for model in (plan.noise, plan.model)
-        if model is not None
+        if isinstance(model, xr.Dataset)
         for section in model_sections(model)
     ]
     n, h, w = noisy.shape

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 
 from emdask.backend import check_device, resolve_device
@@ -245,6 +246,22 @@ def train_denoiser(
     curve = [{name: row[name] for name in CURVE[:-1]} for row in progress.curve]
     known = {"trained_epochs": str(len(curve)), "curve": json.dumps(curve)}
     return Weights(progress.best, told | known | dict(about or {}))
+
+
+def curve_of(weights: Weights) -> pd.DataFrame:
+    """Return how the losses went, an epoch a row.
+
+    Parameters
+    ----------
+    weights
+        What `train_denoiser` returned.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns ``epoch``, ``step``, ``learning_rate``, ``training_loss``, ``validation_loss``.
+    """
+    return pd.DataFrame(json.loads(weights.about["curve"]))
 
 
 def _say_nothing(what: str, done: int, total: int) -> None:

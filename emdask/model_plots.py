@@ -1,4 +1,4 @@
-"""Pictures of what a method has learnt: eigenimages, eigenvalues, atoms, spectra."""
+"""Pictures of what a method has learnt: eigenimages, eigenvalues, atoms, spectra, losses."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from emdask.plots import COLOURS, Limits, grey_limits, line_styles, montage
 
@@ -179,6 +180,38 @@ def draw_eigenimages(model: xr.Dataset, *, n_images: int = EIGENIMAGES_SHOWN) ->
         axes.imshow(image, cmap="gray", vmin=low, vmax=high)
         axes.set_title(title, fontsize="small")
         axes.set_axis_off()
+    return figure
+
+
+def draw_training(curve: pd.DataFrame) -> Figure:
+    """Draw the losses of a training over its epochs.
+
+    Parameters
+    ----------
+    curve
+        Columns ``epoch``, ``training_loss``, ``validation_loss``; the latter may be NaN.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> curve = pd.DataFrame({"epoch": [1], "training_loss": [2.0], "validation_loss": [1.0]})
+    >>> draw_training(curve).axes[0].get_xlabel()
+    'epoch'
+    """
+    figure = Figure(figsize=(11, 4.0), layout="constrained")
+    axes = figure.subplots()
+    style: dict[str, Any] = {"lw": 2, "marker": "o", "ms": 4, "mew": 0}
+    axes.plot(curve["epoch"], curve["training_loss"], color=BELOW, label="learnt from", **style)
+    if curve["validation_loss"].notna().any():
+        style |= {"color": ABOVE, "label": "held out"}
+        axes.plot(curve["epoch"], curve["validation_loss"], **style)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss")
+    axes.legend(frameon=False, fontsize="small", loc="upper right")
     return figure
 
 

@@ -13,7 +13,7 @@ import typer
 
 
 def add_method_options(
-    command: Callable[..., None], family: str, shown: str
+    command: Callable[..., None], family: str, shown: str, *, trained: bool = False
 ) -> Callable[..., None]:
     """Give a command an option for each parameter of each method, from the methods' records.
 
@@ -26,6 +26,8 @@ def add_method_options(
     shown
         The method that is asked for: the help shows its parameters. Those of others are taken too,
         to be refused by a sentence that names the method's own.
+    trained
+        As of `method_options`.
 
     Returns
     -------
@@ -34,7 +36,8 @@ def add_method_options(
     """
     own = inspect.signature(command).parameters
     # A name that the command has itself, as pixel_size_A, means the same and goes with the input.
-    options = {name: o for name, o in method_options(family, shown).items() if name not in own}
+    found = method_options(family, shown, trained=trained)
+    options = {name: option for name, option in found.items() if name not in own}
 
     def run(**arguments: Any) -> None:
         left_out = [name for name in options if arguments[name] is None]
@@ -59,7 +62,7 @@ def with_signature(
     return run
 
 
-def method_options(family: str, shown: str) -> dict[str, Any]:
+def method_options(family: str, shown: str, *, trained: bool = False) -> dict[str, Any]:
     """Make the options of all methods of a family.
 
     Parameters
@@ -68,6 +71,8 @@ def method_options(family: str, shown: str) -> dict[str, Any]:
         Package of the family, as "emdask.denoisers".
     shown
         The method whose parameters the help shows.
+    trained
+        Whether they are those of training, of the methods that are networks.
 
     Returns
     -------
@@ -84,7 +89,10 @@ def method_options(family: str, shown: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     names = list_methods(family)
     for name in sorted(names, key=lambda name: name != shown):
-        params = find_method(family, name).params
+        record = find_method(family, name)
+        if trained and record.training is None:
+            continue
+        params = record.training.params if trained else record.params
         hints = typing.get_type_hints(params)
         for field in dataclasses.fields(params):
             option = _option(field, hints[field.name], name, hidden=name != shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emdask.candidates import CONTROLS, parse_candidates, removes_noise
+from emdask.candidates import CONTROLS, is_ready, parse_candidates, removes_noise
 from emdask.denoisers import FAMILY
 from emdask.denoisers.bm3d import BM3D
 from emdask.denoisers.inpaint import Inpaint
@@ -14,7 +14,16 @@ from emdask.method import list_methods
 
 def test_without_names_all_methods_that_remove_noise_are_taken():
     found = [candidate.label for candidate in parse_candidates(None)]
-    assert found == [name for name in list_methods(FAMILY) if removes_noise(name)]
+    assert found == [n for n in list_methods(FAMILY) if removes_noise(n) and is_ready(n)]
+    assert "unet" in found
+    assert "noise2void" not in found
+
+
+def test_methods_that_lack_something_are_left_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = [candidate.label for candidate in parse_candidates(None)]
+    assert "unet" not in found
+    assert "bm3d" in found
     assert "bm3d" in found
 
 

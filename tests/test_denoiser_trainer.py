@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 
 import emdask
 from emdask import denoiser_trainer
+from emdask.denoiser_trainer import curve_of
 from emdask.errors import ParameterError, StackError, UnknownMethodError
 from emdask.io.weights import Weights, open_weights, save_weights
 
@@ -56,10 +56,6 @@ def assert_same(found: Weights, expected: Weights) -> None:
     assert found.arrays.keys() == expected.arrays.keys()
     for name, array in expected.arrays.items():
         np.testing.assert_array_equal(found.arrays[name], array)
-
-
-def curve_of(weights: Weights) -> pd.DataFrame:
-    return pd.DataFrame(json.loads(weights.about["curve"]))
 
 
 # --- What is learnt -------------------------------------------------------------------------------

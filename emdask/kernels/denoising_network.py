@@ -38,8 +38,8 @@ Array = npt.NDArray[Any]
 
 # Channels at 1/2, 1/4, ... of the resolution.
 WIDTHS: Final = (32, 64, 96, 128)
-# Of a card at once: a piece of a block is taken to need 96 bytes a pixel, and a network needs more.
-PIXELS_AT_ONCE: Final = 1 << 21
+# Of a card at once: a network needs some 300 bytes a pixel.
+PIXELS_AT_ONCE: Final = 1 << 20
 IMAGES_AT_ONCE: Final = 32
 
 
@@ -148,7 +148,7 @@ def draw_unet(seed: int, widths: Sequence[int] = WIDTHS) -> UNet:
 
     Examples
     --------
-    >>> float(draw_unet(0, (4, 8))(torch.ones(1, 1, 8, 8)).abs().max())
+    >>> float(draw_unet(0, (4, 8))(torch.ones(1, 1, 8, 8)).detach().abs().max())
     0.0
     """
     network = UNet(widths)
@@ -255,7 +255,7 @@ def _apply(
     with torch_for(xp.ascontiguousarray(images)) as tensor, torch.inference_mode(), repeatable():
         network = kept_network(weights, tensor.device, build)
         size = [-(-n // network.stride) * network.stride for n in (height, width)]
-        step = min(_at_once(xp, size, tile_px), len(images))
+        step = _at_once(xp, size, tile_px)
         for start in range(0, len(images), step):
             given = _pad(tensor[start : start + step], size, step)
             with precision_of(tensor.device):

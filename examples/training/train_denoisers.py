@@ -51,7 +51,7 @@ class Effort:
         Edge of the pieces of micrographs, and how many.
     crop_px
         Longest edge of what is learnt from at once, of particles and of micrographs.
-    epochs
+    epochs, batch
         Of particles and of micrographs.
     width
         Of the networks.
@@ -62,6 +62,7 @@ class Effort:
     n_fields: int
     crop_px: tuple[int, int]
     epochs: tuple[int, int]
+    batch: tuple[int, int]
     width: int
 
 
@@ -70,7 +71,8 @@ FULL = Effort(
     field_px=320,
     n_fields=9_600,
     crop_px=(224, 320),
-    epochs=(5, 20),
+    epochs=(5, 5),
+    batch=(16, 8),
     width=32,
 )
 QUICK = Effort(
@@ -79,6 +81,7 @@ QUICK = Effort(
     n_fields=64,
     crop_px=(48, 64),
     epochs=(1, 1),
+    batch=(16, 8),
     width=4,
 )
 
@@ -143,6 +146,7 @@ def train(name: str, effort: Effort, folder: Path, precision: str) -> Weights:
             either_contrast=True,
             epochs=effort.epochs[which],
             crop_px=effort.crop_px[which],
+            batch=effort.batch[which],
             patience=None,
             validation=0.01,
             checkpoint=folder / f"{name}_checkpoint.safetensors",
