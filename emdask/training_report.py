@@ -64,10 +64,11 @@ def write_training(
         Section(
             title="Curves",
             text="The loss of images that it learns from, and of those that are held out. Where "
-            "the latter rises while the former falls, it learns them by heart. Of unet, losses are "
-            "natural logarithms of the error as a share of the signal, so -3 is an error of a "
-            "twentieth; of noise2noise and noise2void they are variances in units of the noise, "
-            "and hold that of what the result is compared with.",
+            "the latter rises while the former falls, it learns them by heart. Of unet and "
+            "autoencoder, losses are natural logarithms of the squared error as a share of the "
+            "signal, so -3 is a twentieth, and of gan of the absolute error; of noise2noise and "
+            "noise2void they are variances in units of the noise, and hold that of what the result "
+            "is compared with.",
             wide_drawing=svg_text(draw_training(curve)),
         ),
         Section(

@@ -21,16 +21,19 @@ from torch import nn
 
 from emdask.kernels.batch import Batch
 from emdask.kernels.denoising_network import build_unet, draw_unet, state_arrays
+from emdask.kernels.encoder_decoder import kl_divergence, sample_latent
 from emdask.kernels.self_supervision import hide_pixels, recorrupt
 from emdask.kernels.torch_arrays import repeatable
 
 __all__ = [
     "DenoiserTraining",
     "Objective",
+    "absolute_errors",
     "blind_spot_errors",
     "pair_errors",
     "relative_errors",
     "unet_objective",
+    "variational_errors",
 ]
 
 Array = npt.NDArray[Any]
@@ -41,6 +44,7 @@ LONGEST_GRADIENT: Final = 1.0
 MEMORY: Final = 0.999
 # Share of the signal's variance below which an error is as good as none.
 LEAST_ERROR: Final = 1e-3
+LEAST_ABSOLUTE_ERROR: Final = 1e-2
 MOMENTS: Final = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -109,20 +113,32 @@ class DenoiserTraining:
 
     def learn(self, batch: Batch, rate: float) -> float:
         """Change the weights by a step at a learning rate; returns the loss."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
         noisy, target = self._tensors(batch)
-        self._optimiser.zero_grad()
         with repeatable():
             with self._precision():
-                errors = self._objective.errors(self.network, noisy, target, self._generator())
-                loss = errors.mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), LONGEST_GRADIENT)
-            self._optimiser.step()
+                loss = self._loss(noisy, target, self._generator())
+            self._take_step(self.network, self._optimiser, loss, rate)
         self._remember()
         self.n_done += 1
         return float(loss.detach())
+
+    def _loss(
+        self, noisy: torch.Tensor, target: torch.Tensor | None, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Return what a step lowers."""
+        errors: torch.Tensor = self._objective.errors(self.network, noisy, target, generator)
+        return errors.mean()
+
+    def _take_step(
+        self, network: nn.Module, optimiser: torch.optim.Optimizer, loss: torch.Tensor, rate: float
+    ) -> None:
+        """Change the weights of a network to lower a loss."""
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), LONGEST_GRADIENT)
+        optimiser.step()
 
     def judge(self, batch: Batch, number: int = 0) -> Array:
         """Return the error of each image, (n,) float64, by the mean of the weights.
@@ -145,9 +161,7 @@ class DenoiserTraining:
         """Return all that it takes to go on, by name."""
         arrays = {f"network.{name}": array for name, array in state_arrays(self.network).items()}
         arrays |= {f"mean.{name}": array for name, array in state_arrays(self._mean).items()}
-        for i, of_parameter in self._optimiser.state_dict()["state"].items():
-            for moment in MOMENTS:
-                arrays[f"adam.{i}.{moment}"] = of_parameter[moment].cpu().numpy()
+        arrays |= moments_of(self._optimiser, "adam.")
         arrays["n_done"] = np.array(self.n_done)
         return {name: np.array(array) for name, array in arrays.items()}
 
@@ -159,23 +173,10 @@ class DenoiserTraining:
         KeyError, RuntimeError
             If it is that of another network.
         """
-        for prefix, network in (("network.", self.network), ("mean.", self._mean)):
-            network.load_state_dict(
-                {
-                    name.removeprefix(prefix): torch.tensor(array)
-                    for name, array in arrays.items()
-                    if name.startswith(prefix)
-                }
-            )
+        restore_weights(self.network, arrays, "network.")
+        restore_weights(self._mean, arrays, "mean.")
+        restore_moments(self._optimiser, arrays, "adam.")
         self.n_done = int(arrays["n_done"])
-        told = self._optimiser.state_dict()
-        if self.n_done > 0:
-            n_parameters = len(told["param_groups"][0]["params"])
-            told["state"] = {
-                i: {moment: torch.tensor(arrays[f"adam.{i}.{moment}"]) for moment in MOMENTS}
-                for i in range(n_parameters)
-            }
-        self._optimiser.load_state_dict(told)
 
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         return _to_tensor(batch.noisy, self._device), (
@@ -201,6 +202,39 @@ class DenoiserTraining:
         with torch.no_grad():
             for old, new in zip(self._mean.parameters(), self.network.parameters(), strict=True):
                 old.lerp_(new, 1 - memory)
+
+
+def moments_of(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Array]:
+    """Return what an optimiser remembers, by name; nothing before the first step."""
+    return {
+        f"{prefix}{i}.{moment}": of_parameter[moment].cpu().numpy()
+        for i, of_parameter in optimiser.state_dict()["state"].items()
+        for moment in MOMENTS
+    }
+
+
+def restore_moments(
+    optimiser: torch.optim.Optimizer, arrays: Mapping[str, Array], prefix: str
+) -> None:
+    """Let an optimiser remember what `moments_of` told."""
+    told = optimiser.state_dict()
+    if f"{prefix}0.step" in arrays:
+        told["state"] = {
+            i: {moment: torch.tensor(arrays[f"{prefix}{i}.{moment}"]) for moment in MOMENTS}
+            for i in range(len(told["param_groups"][0]["params"]))
+        }
+    optimiser.load_state_dict(told)
+
+
+def restore_weights(network: nn.Module, arrays: Mapping[str, Array], prefix: str) -> None:
+    """Give a network the weights of a state, whose names begin with a word of its own."""
+    network.load_state_dict(
+        {
+            name.removeprefix(prefix): torch.tensor(array)
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
+    )
 
 
 def unet_objective(widths: Sequence[int], errors: Callable[..., torch.Tensor]) -> Objective:
@@ -229,9 +263,41 @@ def relative_errors(
         Plays no part.
     """
     error = (network(noisy).float() - target).square().mean((1, 2, 3))
-    signal = (target - target.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3))
-    # Images without signal, as of empty ice, are in units of the noise.
-    return torch.log(error / torch.where(signal > 0, signal, 1.0) + LEAST_ERROR)
+    return torch.log(error / signal_variance(target) + LEAST_ERROR)
+
+
+def variational_errors(
+    network: Any,
+    noisy: torch.Tensor,
+    target: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    kl_weight: float,
+) -> torch.Tensor:
+    """Return what a variational autoencoder loses at each image, (n,).
+
+    The squared error as a share of the signal, and some of the divergence of the latent variables
+    from a standard normal distribution, in nats a pixel. In training latent variables are drawn, to
+    judge by they are the means.
+    """
+    mean, log_variance = network.encode(noisy)
+    mean, log_variance = mean.float(), log_variance.float()
+    latent = sample_latent(mean, log_variance, generator) if network.training else mean
+    decoded: torch.Tensor = network.decode(latent).float()
+    error = (decoded - target).square().mean((1, 2, 3))
+    divergence = kl_divergence(mean, log_variance) / target[0].numel()
+    return error / signal_variance(target) + kl_weight * divergence
+
+
+def absolute_errors(
+    network: Callable[[torch.Tensor], torch.Tensor],
+    noisy: torch.Tensor,
+    target: torch.Tensor,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the logarithm of each mean absolute error, in deviations of the signal, (n,)."""
+    error = (network(noisy).float() - target).abs().mean((1, 2, 3))
+    return torch.log(error / signal_variance(target).sqrt() + LEAST_ABSOLUTE_ERROR)
 
 
 def pair_errors(
@@ -267,6 +333,12 @@ def blind_spot_errors(
     given, hidden = hide_pixels(noisy, generator, share=share, reach=reach_px)
     square = (network(given).float() - noisy).square() * hidden
     return square.sum((1, 2, 3)) / hidden.sum((1, 2, 3)).clamp(min=1)
+
+
+def signal_variance(target: torch.Tensor) -> torch.Tensor:
+    """Return the variance of each image, (n,); that of the noise where there is no signal."""
+    signal = (target - target.mean((1, 2, 3), keepdim=True)).square().mean((1, 2, 3))
+    return torch.where(signal > 0, signal, 1.0)
 
 
 def _to_tensor(images: Array, device: torch.device) -> torch.Tensor:
