@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from scipy.spatial import KDTree
 
+import emdask
+from emdask.denoisers.unet import SHIPPED
 from emdask.io.weights import open_weights
 from emdask.kernels.symmetry import symmetry_matrices
 
@@ -118,3 +120,57 @@ def test_labelled_micrographs_come_to_the_standard_without_their_border(microgra
     example = trainer.build_example(image, np.array([[200.0, 300.0]]), 64.0, border_px=100)
     assert example.image.shape == (220, 156)
     assert np.abs(example.centres - [[49.75, 99.75]]).max() < 1e-9
+
+
+@pytest.fixture
+def images(structures: ModuleType) -> ModuleType:
+    return importlib.import_module("training_images")
+
+
+def test_training_images_follow_from_seed_and_number(images):
+    for draw, size in ((images.draw_particles, (3, 48)), (images.draw_field, (80,))):
+        one, again, other = (draw(2, i, *size) for i in (5, 5, 6))
+        assert np.array_equal(one, again)
+        assert not np.array_equal(one, other)
+        np.testing.assert_allclose(one.mean(axis=(-2, -1)), 0, atol=1e-4)
+        np.testing.assert_allclose(one.std(axis=(-2, -1)), 1, rtol=1e-3)
+
+
+def test_packed_structures_fill_their_shape_evenly(images, structures, monkeypatch):
+    """Counts in cubes of 20 Å scatter far less than those of points thrown at random."""
+    monkeypatch.setattr(images, "CLOSED_A", (16.0, 16.0))
+    ball = structures.fill_ellipsoid(np.random.default_rng(0), np.zeros(3), np.full(3, 60.0))
+    thrown = images.Structure(kind="ball", points_A=ball, masses=np.ones(len(ball)))
+    packed = images.pack(thrown, np.random.default_rng(1))
+    scatter = []
+    for structure in (thrown, packed):
+        points = structure.points_A
+        inner = points[np.abs(points).max(axis=1) < 30]
+        counts, _ = np.histogramdd(inner, bins=[np.arange(-30, 31, 20)] * 3)
+        scatter.append(counts.std() / counts.mean())
+    assert scatter[0] > 0.2
+    assert scatter[1] < 0.1
+    assert (packed.masses >= 1).all()
+
+
+def test_the_command_trains_networks_that_denoise(images, tmp_path, capsys):
+    command = importlib.import_module("train_denoisers")
+    assert command.main(["--out", str(tmp_path), "--quick"]) == 0
+    assert "micrographs -> " in capsys.readouterr().out
+    for name in ("particles", "micrographs"):
+        weights = open_weights(tmp_path / f"{name}.safetensors")
+        assert weights.about["method"] == "unet"
+        assert weights.about["licence"] == "BSD-3-Clause"
+        assert {array.dtype for array in weights.arrays.values()} == {np.dtype(np.float16)}
+        noisy = np.random.default_rng(0).normal(size=(1, 48, 48))
+        assert emdask.denoise(noisy, "unet", model=weights).compute().std() < 1
+    # What is there is not made again.
+    assert command.main(["--out", str(tmp_path), "--quick", "--only", "particles"]) == 0
+
+
+def test_networks_that_ship_know_what_they_are():
+    for name, path in SHIPPED.items():
+        weights = open_weights(path)
+        assert weights.about["name"] == name
+        assert weights.about["licence"] == "BSD-3-Clause"
+        assert path.stat().st_size < 5e6

@@ -40,6 +40,8 @@ WITHOUT_CTF = 0.5
 # the least distance of two, in Å.
 COMPLEX, PACKED = 0.4, 0.75
 MOST_PACKED, LEAST_SPACING_A = 12_000, 3.5
+# How far from rods gaps between them are filled, in Å: from 12 on hardly any is left.
+CLOSED_A = (8.0, 18.0)
 # Share of the packed ones with helices that stick out, and how long these are, in Å.
 WITH_TAILS, TAILS_A = 0.4, (20.0, 70.0)
 # Fields: share that particles cover, share of the fields with ice of uneven thickness.
@@ -126,11 +128,12 @@ def pack(structure: Structure, rng: Rng) -> Structure:
         points = np.concatenate([points, *_tails(points, rng)])
     spread_A3 = np.prod(np.ptp(points, axis=0) + 10) / 3
     spacing_A = max(LEAST_SPACING_A, float(np.cbrt(spread_A3 / MOST_PACKED)))
-    corner = points.min(axis=0) - 2 * spacing_A
-    shape = np.ceil((np.ptp(points, axis=0) + 4 * spacing_A) / spacing_A).astype(int) + 1
-    filled = np.zeros(shape, bool)
-    filled[tuple(((points - corner) / spacing_A).astype(int).T)] = True
-    filled = binary_closing(filled, iterations=1)
+    n_closed = max(1, round(rng.uniform(*CLOSED_A) / spacing_A))
+    corner = points.min(axis=0) - (n_closed + 1) * spacing_A
+    places = ((points - corner) / spacing_A).astype(int)
+    filled = np.zeros(places.max(axis=0) + n_closed + 2, bool)
+    filled[tuple(places.T)] = True
+    filled = binary_closing(filled, iterations=n_closed)
     cells = np.argwhere(filled)
     packed = corner + (cells + rng.random(cells.shape)) * spacing_A
     distance_A, _ = cKDTree(points).query(packed)
