@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import xarray as xr
 
 from emdask.backend import check_device, resolve_device
 from emdask.checks import check_choice, check_integer, check_number, require, sentence
@@ -300,12 +301,6 @@ def _parts(
     needs = f"{method} {NEEDS[training.takes]}"
     if training.takes != "pairs":
         require(pair is None, WHAT, f"{needs}: it takes no pair")
-    if training.takes == "noisy":
-        remedy = "Leave it out, or take another method."
-        require(clean is None and snr is None, WHAT, f"{needs}: it takes no clean images", remedy)
-    if training.takes == "pairs":
-        remedy = "Pass noisy images as stack."
-        require(clean is None and snr is None, WHAT, f"{needs}: it takes no clean images", remedy)
     if training.takes == "clean":
         remedy = "Pass clean images, or take noise2noise or noise2void, which need none."
         require(clean is not None, WHAT, needs, remedy=remedy)
@@ -313,36 +308,34 @@ def _parts(
         rule = f"{needs}: either stack, or an snr at which noise is added, must be given"
         require(one, WHAT, rule)
     else:
+        remedy = "Pass noisy images as stack, or take another method."
+        rule = f"{needs}: it takes no clean images"
+        require(clean is None and snr is None, WHAT, rule, remedy=remedy)
         require(stack is not None, WHAT, f"{needs}: stack must be given")
     target = clean if training.takes == "clean" else pair
     noisy_stacks, targets = _as_stacks(stack), _as_stacks(target)
     both = noisy_stacks and targets
     rule = "there must be as many stacks of either kind"
     require(not both or len(noisy_stacks) == len(targets), WHAT, rule)
-    parts = []
-    for i in range(max(len(noisy_stacks), len(targets))):
-        noisy = noisy_stacks[i] if noisy_stacks else None
-        other = targets[i] if targets else None
-        if noisy is not None and other is not None:
-            rule = "images must be as many and as large as those that they belong to"
-            require(noisy.shape == other.shape, WHAT, rule, (noisy.shape, other.shape))
-            other = other.data.rechunk(noisy.data.chunks)
-        elif other is not None:
-            other = other.data
-        parts.append(
-            Part(
-                noisy=None if noisy is None else noisy.data,
-                target=other,
-                target_is_clean=training.takes == "clean",
-            )
-        )
-    return parts
+    return [
+        _part(noisy, other, training.takes == "clean")
+        for noisy, other in zip_longest(noisy_stacks, targets)
+    ]
 
 
-def _as_stacks(given: Any) -> list[xr.DataArray]:
+def _part(noisy: da.Array | None, other: da.Array | None, is_clean: bool) -> Part:
+    """Put images and what they should become together, in the same chunks."""
+    if noisy is not None and other is not None:
+        rule = "images must be as many and as large as those that they belong to"
+        require(noisy.shape == other.shape, WHAT, rule, (noisy.shape, other.shape))
+        other = other.rechunk(noisy.chunks)
+    return Part(noisy=noisy, target=other, target_is_clean=is_clean)
+
+
+def _as_stacks(given: Any) -> list[da.Array]:
     if given is None:
         return []
-    stacks = [as_stack(one) for one in (given if isinstance(given, Sequence) else [given])]
+    stacks = [as_stack(one).data for one in (given if isinstance(given, Sequence) else [given])]
     require(bool(stacks), WHAT, "the list of stacks must not be empty")
     return stacks
 

@@ -1,21 +1,89 @@
-"""Networks that denoise: how their weights are found, and whether they suit."""
+"""Networks that denoise: what all have, how their weights are found, and whether they suit."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from emdask.checks import require, sentence
+from emdask.checks import check_integer, check_sigma, require, sentence
 from emdask.errors import MissingLibraryError
 from emdask.io.weights import SUFFIX, Weights, open_weights
+from emdask.method import noise_parameter, parameter
 
 LIBRARIES = ("torch", "safetensors")
 # Of the stacks of which nothing says what they hold, those of larger images are micrographs.
 LARGEST_BOX_PX = 512
+LEAST_TILE_PX = 256
+MOST_LEVELS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkParams:
+    """Parameters of denoising by any network.
+
+    Parameters
+    ----------
+    sigma
+        Standard deviation of the noise in grey levels, or "auto": estimated image by image.
+    tile_px
+        Edge of what is denoised at once, in px; more takes more memory, about 250 bytes a pixel of
+        the tile. Tiles overlap by all that the network reaches, so they have no seams.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+    """
+
+    method: ClassVar[str]
+    sigma: Literal["auto"] | float = noise_parameter()
+    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
+
+    def __post_init__(self) -> None:
+        check_sigma(self.method, self.sigma)
+        check_integer(self.method, "tile_px", self.tile_px, LEAST_TILE_PX)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkTrainingParams:
+    """What can be chosen of any network in training.
+
+    Parameters
+    ----------
+    width
+        Channels at half of the resolution; twice, three times, ... as many at a quarter, an eighth,
+        ...
+    n_levels
+        Resolutions, each half of the one before.
+
+    Raises
+    ------
+    ParameterError
+        If a parameter is out of range.
+    """
+
+    method: ClassVar[str]
+    width: int = parameter(32, "channels at half of the resolution; more at coarser ones")
+    n_levels: int = parameter(4, "resolutions, each half of the one before")
+
+    def __post_init__(self) -> None:
+        check_integer(self.method, "width", self.width, 1)
+        check_integer(self.method, "n_levels", self.n_levels, 1, MOST_LEVELS)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels at each resolution."""
+        return tuple(self.width * (i + 1) for i in range(self.n_levels))
+
+    @property
+    def stride_px(self) -> int:
+        """Multiple of which the edges of an image are."""
+        return int(2**self.n_levels)
 
 
 def open_network(

@@ -108,19 +108,19 @@ class Drawing:
 
 
 class _Loaded(NamedTuple):
-    """Images of a group in memory, in units of their noise where they have any."""
+    """Images in memory, in units of their noise where they have any, and their numbers."""
 
-    images: Array
+    numbers: Array
     noisy: Array | None
     target: Array | None
 
 
 class _Piece(NamedTuple):
-    """One piece of one image: its number, that of the piece, and the rows it may lie in."""
+    """One piece of an image: where that is among those in memory, its number, and the piece's."""
 
+    place: int
     image: int
     number: int
-    rows: tuple[int, int]
 
 
 class Batches:
@@ -168,15 +168,18 @@ class Batches:
 
     # --- What is held out -------------------------------------------------------------------------
 
-    def _held_out(self, index: int) -> Array:
-        """Which images of a stack are held out as wholes, (n,) bool."""
+    @cached_property
+    def _held_out(self) -> tuple[Array, ...]:
+        """Numbers of the images of each stack that are held out as wholes, rising."""
+        return tuple(self._hold_out(index) for index in range(len(self.parts)))
+
+    def _hold_out(self, index: int) -> Array:
         n = self.parts[index].images.shape[0]
-        held = np.zeros(n, bool)
-        if n >= FEW_IMAGES and self.drawing.validation > 0:
-            n_held = min(max(1, round(self.drawing.validation * n)), MOST_VALIDATION)
-            rng = np.random.default_rng([self.drawing.seed, HELD_OUT, index])
-            held[rng.choice(n, n_held, replace=False)] = True
-        return held
+        if n < FEW_IMAGES or self.drawing.validation == 0:
+            return np.arange(0)
+        n_held = min(max(1, round(self.drawing.validation * n)), MOST_VALIDATION)
+        rng = np.random.default_rng([self.drawing.seed, HELD_OUT, index])
+        return np.sort(rng.choice(n, n_held, replace=False))
 
     def _rows(self, index: int, held_out: bool) -> tuple[int, int]:
         """Return the rows of each image from which pieces come."""
@@ -187,13 +190,17 @@ class Batches:
         n_held = min(max(round(self.drawing.validation * height), crop_px), height - crop_px)
         return (height - n_held, height) if held_out else (0, height - n_held)
 
-    def _pieces(self, index: int, images: Array, held_out: bool) -> list[_Piece]:
-        """List the pieces of some images."""
-        rows = self._rows(index, held_out)
-        width = self.parts[index].images.shape[2]
+    def _count_pieces(self, index: int, held_out: bool) -> int:
+        """Return how many pieces of an image cover it once."""
+        first, last = self._rows(index, held_out)
+        width: int = self.parts[index].images.shape[2]
         area = self._crop_px(self.parts[index]) ** 2
-        n_each = max(1, round((rows[1] - rows[0]) * width / area))
-        return [_Piece(int(i), k, rows) for i in images for k in range(n_each)]
+        return max(1, round((last - first) * width / area))
+
+    def _pieces(self, index: int, numbers: Array, held_out: bool) -> list[_Piece]:
+        """List the pieces of some images."""
+        each = range(self._count_pieces(index, held_out))
+        return [_Piece(i, int(number), k) for i, number in enumerate(numbers) for k in each]
 
     # --- Groups of chunks -------------------------------------------------------------------------
 
@@ -210,22 +217,20 @@ class Batches:
             found += [(index, tuple(map(int, order[k::n_groups]))) for k in range(n_groups)]
         return tuple(found)
 
-    def _images_of(self, group: int) -> Array:
-        """Return the numbers of the images of a group that are learnt from."""
+    def _numbers_of(self, group: int) -> tuple[Array, Array]:
+        """Return the numbers of the images of a group, and which of them are learnt from."""
         index, chunks = self.groups[group]
-        sizes = self.parts[index].images.chunks[0]
-        starts = np.cumsum([0, *sizes])
+        starts = np.cumsum([0, *self.parts[index].images.chunks[0]])
         numbers: Array = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in chunks])
-        if self.parts[index].images.shape[0] < FEW_IMAGES:
-            return numbers
-        return numbers[~self._held_out(index)[numbers]]
+        return numbers, ~np.isin(numbers, self._held_out[index])
 
     @cached_property
     def steps(self) -> tuple[int, ...]:
         """Batches of each group."""
         counts = []
         for group, (index, _) in enumerate(self.groups):
-            n = len(self._pieces(index, self._images_of(group), held_out=False))
+            _, learnt = self._numbers_of(group)
+            n = int(learnt.sum()) * self._count_pieces(index, held_out=False)
             counts.append(-(-n // self.drawing.batch))
         return tuple(counts)
 
@@ -259,7 +264,7 @@ class Batches:
     ) -> Iterator[Batch]:
         """Draw the batches of a group; each while the one before is learnt from."""
         index, _ = self.groups[group]
-        pieces = self._pieces(index, loaded.images, held_out=False)
+        pieces = self._pieces(index, loaded.numbers, held_out=False)
         rng = np.random.default_rng([self.drawing.seed, epoch, group])
         order = rng.permutation(len(pieces))
         size = self.drawing.batch
@@ -280,9 +285,8 @@ class Batches:
         if self.drawing.validation == 0:
             return
         for index, part in enumerate(self.parts):
-            few = part.images.shape[0] < FEW_IMAGES
-            numbers = np.arange(part.images.shape[0])
-            numbers = numbers if few else numbers[self._held_out(index)]
+            n = part.images.shape[0]
+            numbers = np.arange(n) if n < FEW_IMAGES else self._held_out[index]
             for start in range(0, len(numbers), self.drawing.batch):
                 some = numbers[start : start + self.drawing.batch]
                 loaded = self._load_held_out(index, some)
@@ -294,38 +298,37 @@ class Batches:
     def _load(self, group: int) -> _Loaded:
         """Read the images of a group that are learnt from, by whole chunks."""
         index, chunks = self.groups[group]
-        starts = np.cumsum([0, *self.parts[index].images.chunks[0]])
-        numbers = np.concatenate([np.arange(starts[c], starts[c + 1]) for c in chunks])
+        numbers, learnt = self._numbers_of(group)
         return self._load_images(
             index,
-            self._images_of(group),
+            numbers[learnt],
             lambda images: da.concatenate([images.blocks[c] for c in chunks]),
-            np.isin(numbers, self._images_of(group)),
+            learnt,
         )
 
-    def _load_held_out(self, index: int, images: Array) -> _Loaded:
+    def _load_held_out(self, index: int, numbers: Array) -> _Loaded:
         """Read some images alone, by rising numbers."""
-        return self._load_images(index, images, lambda stack: take_images(stack, images))
+        return self._load_images(index, numbers, lambda images: take_images(images, numbers))
 
     def _load_images(
         self,
         index: int,
-        images: Array,
+        numbers: Array,
         take: Callable[[da.Array], da.Array],
         wanted: Any = slice(None),
     ) -> _Loaded:
         """Read images and bring them to unit noise, where they have noise of their own."""
         part = self.parts[index]
         arrays = dask.compute(*(take(a) for a in (part.noisy, part.target) if a is not None))
-        read = [self._clean(np.asarray(a)[wanted], images) for a in arrays]
+        read = [self._clean(np.asarray(a)[wanted], numbers) for a in arrays]
         if part.noisy is None:
-            return _Loaded(images, None, read[0])
+            return _Loaded(numbers, None, read[0])
         unit, scales, means, _ = to_unit_noise(read[0], "auto")
         if part.target is None:
-            return _Loaded(images, unit, None)
+            return _Loaded(numbers, unit, None)
         if not part.target_is_clean:
             means = read[1].mean(axis=(1, 2), dtype=np.float64, keepdims=True)
-        return _Loaded(images, unit, ((read[1] - means) / scales).astype(np.float32))
+        return _Loaded(numbers, unit, ((read[1] - means) / scales).astype(np.float32))
 
     def _clean(self, images: Array, numbers: Array) -> Array:
         """Refuse or replace bad pixels; images are named by their numbers in the stack."""
@@ -339,25 +342,18 @@ class Batches:
     ) -> Batch:
         """Draw a batch of pieces."""
         crop_px = self._crop_px(self.parts[index])
-        places = {int(image): place for place, image in enumerate(loaded.images)}
+        rows = self._rows(index, held_out=which[0] == VALIDATION)
+        seeds = [[self.drawing.seed, *which, index, p.image, p.number] for p in pieces]
         drawn = []
-        for piece in pieces:
-            rng = np.random.default_rng(
-                [self.drawing.seed, *which, index, piece.image, piece.number]
-            )
-            here = places[piece.image]
-            arrays = [None if a is None else a[here] for a in (loaded.noisy, loaded.target)]
-            drawn.append(self._draw_piece(arrays, piece.rows, crop_px, rng))
+        for piece, seed in zip(pieces, seeds, strict=True):
+            both = (loaded.noisy, loaded.target)
+            arrays = [None if array is None else array[piece.place] for array in both]
+            drawn.append(self._draw_piece(arrays, rows, crop_px, np.random.default_rng(seed)))
         noisy, target = (_stack([pair[k] for pair in drawn]) for k in (0, 1))
         if noisy is None:
             assert target is not None
-            return self._make_noisy(target, [self._rng_of_noise(index, p, which) for p in pieces])
+            return self._make_noisy(target, [np.random.default_rng([*seed, 1]) for seed in seeds])
         return Batch(noisy, target)
-
-    def _rng_of_noise(self, index: int, piece: _Piece, which: tuple[int, int]) -> Rng:
-        return np.random.default_rng(
-            [self.drawing.seed, *which, index, piece.image, piece.number, 1]
-        )
 
     def _draw_piece(
         self, arrays: Sequence[Array | None], rows: tuple[int, int], crop_px: int, rng: Rng

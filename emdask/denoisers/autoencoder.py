@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
-from emdask.denoisers.unet import UNetTraining, check_network
 from emdask.io.weights import Weights
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_trained
+from emdask.method import Method, Training
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_trained
 
 NAME = "autoencoder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Autoencoder:
+class Autoencoder(NetworkParams):
     """Parameters of denoising by an autoencoder.
 
     Parameters
     ----------
     sigma, tile_px
-        As of `emdask.denoisers.unet.UNet`.
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -43,27 +42,25 @@ class Autoencoder:
     'auto'
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderTraining(UNetTraining):
+class AutoencoderTraining(NetworkTrainingParams):
     """What can be chosen of the network in training.
 
     Parameters
     ----------
     width, n_levels
-        As of `emdask.denoisers.unet.UNetTraining`.
+        As of `emdask.networks.NetworkTrainingParams`.
 
     Raises
     ------
     ParameterError
         If a parameter is out of range.
     """
+
+    method = NAME
 
 
 def denoise(images: Any, params: Autoencoder, model: Weights) -> Any:

@@ -9,22 +9,21 @@ from typing import Any, Literal
 
 from emdask.checks import check_choice, check_number
 from emdask.denoisers.autoencoder import denoise
-from emdask.denoisers.unet import UNetTraining, check_network
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_trained
+from emdask.method import Method, Training, parameter
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_trained
 
 NAME = "gan"
 LOSSES = ("vanilla", "least_squares", "wasserstein", "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gan:
+class Gan(NetworkParams):
     """Parameters of denoising by the generator of a generative adversarial network.
 
     Parameters
     ----------
     sigma, tile_px
-        As of `emdask.denoisers.unet.UNet`.
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -44,21 +43,17 @@ class Gan:
     'auto'
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class GanTraining(UNetTraining):
+class GanTraining(NetworkTrainingParams):
     """What can be chosen of the networks in training.
 
     Parameters
     ----------
     width, n_levels
-        As of `emdask.denoisers.unet.UNetTraining`.
+        As of `emdask.networks.NetworkTrainingParams`.
     loss
         What generator and discriminator play for: "vanilla", "least_squares", "wasserstein" with a
         gradient penalty, or "beta", the family of proper scoring rules.
@@ -76,6 +71,7 @@ class GanTraining(UNetTraining):
         If a parameter is out of range.
     """
 
+    method = NAME
     loss: Literal["vanilla", "least_squares", "wasserstein", "beta"] = parameter(
         "least_squares", "what generator and discriminator play for"
     )

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
 from emdask.checks import check_number
-from emdask.denoisers.unet import UNetTraining, check_network, denoise
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_trained
+from emdask.denoisers.unet import denoise
+from emdask.method import Method, Training, parameter
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_trained
 
 NAME = "noise2noise"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise2Noise:
+class Noise2Noise(NetworkParams):
     """Parameters of denoising by a U-net that was trained on noisy images.
 
     Parameters
     ----------
     sigma, tile_px
-        As of `emdask.denoisers.unet.UNet`.
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -46,21 +46,17 @@ class Noise2Noise:
     'auto'
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise2NoiseTraining(UNetTraining):
+class Noise2NoiseTraining(NetworkTrainingParams):
     """What can be chosen of the network in training.
 
     Parameters
     ----------
     width, n_levels
-        As of `emdask.denoisers.unet.UNetTraining`.
+        As of `emdask.networks.NetworkTrainingParams`.
     strength
         Of the noise that makes two of an image, where there are no pairs: what the network is shown
         has 1 + strength² times the variance, what it is compared with 1 + 1 / strength².
@@ -71,6 +67,7 @@ class Noise2NoiseTraining(UNetTraining):
         If a parameter is out of range.
     """
 
+    method = NAME
     strength: float = parameter(0.5, "of the noise that makes two of an image, without pairs")
 
     def __post_init__(self) -> None:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
 from emdask.checks import check_integer, check_number
-from emdask.denoisers.unet import UNetTraining, check_network, denoise
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_trained
+from emdask.denoisers.unet import denoise
+from emdask.method import Method, Training, parameter
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_trained
 
 NAME = "noise2void"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise2Void:
+class Noise2Void(NetworkParams):
     """Parameters of denoising by a U-net that was trained on noisy images alone.
 
     Parameters
     ----------
     sigma, tile_px
-        As of `emdask.denoisers.unet.UNet`.
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -43,21 +43,17 @@ class Noise2Void:
     'auto'
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise2VoidTraining(UNetTraining):
+class Noise2VoidTraining(NetworkTrainingParams):
     """What can be chosen of the network in training.
 
     Parameters
     ----------
     width, n_levels
-        As of `emdask.denoisers.unet.UNetTraining`.
+        As of `emdask.networks.NetworkTrainingParams`.
     hidden
         Share of the pixels that are hidden in each step.
     reach_px
@@ -69,6 +65,7 @@ class Noise2VoidTraining(UNetTraining):
         If a parameter is out of range.
     """
 
+    method = NAME
     hidden: float = parameter(0.015, "share of the pixels that are hidden in each step")
     reach_px: int = parameter(2, "how far from a hidden pixel is what is put there", "px")
 

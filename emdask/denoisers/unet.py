@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from emdask.checks import check_integer, check_sigma
 from emdask.io.weights import Weights
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_network, suits
+from emdask.method import Method, Training
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_network, suits
 
 NAME = "unet"
 # Networks that ship, by name.
@@ -19,21 +18,16 @@ SHIPPED = {
     name: Path(__file__).with_name("weights") / f"{name}.safetensors"
     for name in ("particles", "micrographs")
 }
-LEAST_TILE_PX = 256
-MOST_LEVELS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNet:
+class UNet(NetworkParams):
     """Parameters of denoising by a U-net.
 
     Parameters
     ----------
-    sigma
-        Standard deviation of the noise in grey levels, or "auto": estimated image by image.
-    tile_px
-        Edge of what is denoised at once, in px; more takes more memory, about 250 bytes a pixel of
-        the tile. Tiles overlap by all that the network reaches, so they have no seams.
+    sigma, tile_px
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -60,24 +54,17 @@ class UNet:
     2048
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetTraining:
+class UNetTraining(NetworkTrainingParams):
     """What can be chosen of a U-net in training.
 
     Parameters
     ----------
-    width
-        Channels at half of the resolution; twice, three times, ... as many at a quarter, an eighth,
-        ...
-    n_levels
-        Resolutions, each half of the one before.
+    width, n_levels
+        As of `emdask.networks.NetworkTrainingParams`.
 
     Raises
     ------
@@ -90,40 +77,7 @@ class UNetTraining:
     SNRs count alike; `emdask.kernels.denoiser_training.relative_errors`.
     """
 
-    width: int = parameter(32, "channels at half of the resolution; more at coarser ones")
-    n_levels: int = parameter(4, "resolutions, each half of the one before")
-
-    def __post_init__(self) -> None:
-        check_integer(NAME, "width", self.width, 1)
-        check_integer(NAME, "n_levels", self.n_levels, 1, MOST_LEVELS)
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Channels at each resolution."""
-        return tuple(self.width * (i + 1) for i in range(self.n_levels))
-
-    @property
-    def stride_px(self) -> int:
-        """Multiple of which the edges of an image are."""
-        return int(2**self.n_levels)
-
-
-def check_network(name: str, params: Any) -> None:
-    """Check what all networks have.
-
-    Parameters
-    ----------
-    name
-        Of the method.
-    params
-        Record with ``sigma`` and ``tile_px``.
-
-    Raises
-    ------
-    ParameterError
-    """
-    check_sigma(name, params.sigma)
-    check_integer(name, "tile_px", params.tile_px, LEAST_TILE_PX)
+    method = NAME
 
 
 def load(model: Any, attrs: Mapping[str, Any], shape: tuple[int, ...]) -> Weights:

@@ -5,25 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any
 
 from emdask.checks import check_integer, check_number
-from emdask.denoisers.unet import UNetTraining, check_network
 from emdask.io.weights import Weights
-from emdask.method import Method, Training, noise_parameter, parameter
-from emdask.networks import LIBRARIES, open_trained
+from emdask.method import Method, Training, parameter
+from emdask.networks import LIBRARIES, NetworkParams, NetworkTrainingParams, open_trained
 
 NAME = "vae"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vae:
+class Vae(NetworkParams):
     """Parameters of denoising by a variational autoencoder.
 
     Parameters
     ----------
     sigma, tile_px
-        As of `emdask.denoisers.unet.UNet`.
+        As of `emdask.networks.NetworkParams`.
 
     Raises
     ------
@@ -43,21 +42,17 @@ class Vae:
     'auto'
     """
 
-    sigma: Literal["auto"] | float = noise_parameter()
-    tile_px: int = parameter(2048, "edge of what is denoised at once; more takes more memory", "px")
-
-    def __post_init__(self) -> None:
-        check_network(NAME, self)
+    method = NAME
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeTraining(UNetTraining):
+class VaeTraining(NetworkTrainingParams):
     """What can be chosen of the network in training.
 
     Parameters
     ----------
     width, n_levels
-        As of `emdask.denoisers.unet.UNetTraining`.
+        As of `emdask.networks.NetworkTrainingParams`.
     latent
         Latent variables of each coarsest cell, of 2^n_levels x 2^n_levels pixels.
     kl_weight
@@ -70,6 +65,7 @@ class VaeTraining(UNetTraining):
         If a parameter is out of range.
     """
 
+    method = NAME
     latent: int = parameter(8, "latent variables of each coarsest cell")
     kl_weight: float = parameter(0.1, "of the divergence of latent variables, in nats a pixel")
 

@@ -23,7 +23,7 @@ from emdask.kernels.batch import Batch
 from emdask.kernels.denoising_network import build_unet, draw_unet, state_arrays
 from emdask.kernels.encoder_decoder import kl_divergence, sample_latent
 from emdask.kernels.self_supervision import hide_pixels, recorrupt
-from emdask.kernels.torch_arrays import repeatable
+from emdask.kernels.torch_arrays import follow_mean, repeatable
 
 __all__ = [
     "DenoiserTraining",
@@ -118,7 +118,7 @@ class DenoiserTraining:
             with self._precision():
                 loss = self._loss(noisy, target, self._generator())
             self._take_step(self.network, self._optimiser, loss, rate)
-        self._remember()
+        follow_mean(self._mean, self.network, self.n_done, MEMORY)
         self.n_done += 1
         return float(loss.detach())
 
@@ -195,13 +195,6 @@ class DenoiserTraining:
             self._device.type, dtype=torch.bfloat16
         )
         return autocast
-
-    def _remember(self) -> None:
-        """Move the mean of the weights towards the present ones."""
-        memory = min(MEMORY, (1 + self.n_done) / (10 + self.n_done))
-        with torch.no_grad():
-            for old, new in zip(self._mean.parameters(), self.network.parameters(), strict=True):
-                old.lerp_(new, 1 - memory)
 
 
 def moments_of(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str, Array]:

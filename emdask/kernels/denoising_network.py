@@ -23,6 +23,7 @@ from emdask.backend import array_namespace
 from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.torch_arrays import (
     NamedArrays,
+    fill_network,
     kept_network,
     precision_of,
     repeatable,
@@ -181,11 +182,7 @@ def build_unet(arrays: Mapping[str, Array]) -> UNet:
     widths = [arrays["stem.weight"].shape[0]]
     while (name := f"down.{len(widths) - 1}.weight") in arrays:
         widths.append(arrays[name].shape[0])
-    network = UNet(widths)
-    network.load_state_dict(
-        {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
-    )
-    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+    return fill_network(UNet(widths), arrays)
 
 
 def state_arrays(network: nn.Module) -> dict[str, Array]:

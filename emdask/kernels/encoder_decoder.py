@@ -10,15 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
 
 from emdask.kernels.denoising_network import Residual
+from emdask.kernels.torch_arrays import Net, fill_network
 
 __all__ = [
     "EncoderDecoder",
@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
-Drawn = TypeVar("Drawn", bound=nn.Module)
 
 WIDTHS: Final = (32, 64, 96, 128)
 LATENT: Final = 8
@@ -214,7 +213,7 @@ def draw_variational(
     return network
 
 
-def _draw(network: Drawn, seed: int) -> Drawn:
+def _draw(network: Net, seed: int) -> Net:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, layer in network.named_modules():
@@ -244,7 +243,7 @@ def build_encoder_decoder(arrays: Mapping[str, Array]) -> EncoderDecoder:
     KeyError, RuntimeError
         If they are not those of an `EncoderDecoder`.
     """
-    return _build(EncoderDecoder(_widths(arrays)), arrays)
+    return fill_network(EncoderDecoder(_widths(arrays)), arrays)
 
 
 def build_variational(arrays: Mapping[str, Array]) -> Variational:
@@ -255,7 +254,8 @@ def build_variational(arrays: Mapping[str, Array]) -> Variational:
     KeyError, RuntimeError
         If they are not those of a `Variational`.
     """
-    return _build(Variational(_widths(arrays), arrays["mean.bias"].shape[0]), arrays)
+    network = Variational(_widths(arrays), arrays["mean.bias"].shape[0])
+    return fill_network(network, arrays)
 
 
 def _widths(arrays: Mapping[str, Array]) -> list[int]:
@@ -263,10 +263,3 @@ def _widths(arrays: Mapping[str, Array]) -> list[int]:
     while (name := f"encoder.down.{len(widths) - 1}.weight") in arrays:
         widths.append(arrays[name].shape[0])
     return widths
-
-
-def _build(network: Drawn, arrays: Mapping[str, Array]) -> Drawn:
-    network.load_state_dict(
-        {name: torch.tensor(np.asarray(a), dtype=torch.float32) for name, a in arrays.items()}
-    )
-    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]

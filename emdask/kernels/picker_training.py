@@ -30,7 +30,7 @@ from emdask.kernels.scoring_network import (
     fold,
 )
 from emdask.kernels.standard_micrographs import LIMIT, STANDARD_PX
-from emdask.kernels.torch_arrays import repeatable
+from emdask.kernels.torch_arrays import follow_mean, repeatable
 
 __all__ = [
     "Example",
@@ -217,8 +217,7 @@ class NetworkTraining:
             loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self._network.parameters(), LONGEST_GRADIENT)
         self._optimiser.step()
-        memory = min(MEMORY, (1 + self._n_done) / (10 + self._n_done))
-        _remember(self._mean, self._network, memory)
+        follow_mean(self._mean, self._network, self._n_done, MEMORY)
         self._n_done += 1
         return float(loss.detach())
 
@@ -327,15 +326,6 @@ def _draw_network(seed: int) -> Network:
         # Most cells are background.
         network.head.bias.fill_(-3)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def _remember(mean: Network, network: Network, memory: float) -> None:
-    """Move the mean of the weights towards the present ones."""
-    with torch.no_grad():
-        for old, new in zip(mean.parameters(), network.parameters(), strict=True):
-            old.lerp_(new, 1 - memory)
-        for statistic, present in zip(mean.buffers(), network.buffers(), strict=True):
-            statistic.copy_(present)
 
 
 # --- Crops ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from emdask.kernels.mirroring import mirror_places
 from emdask.kernels.picking import ScoreMap
 from emdask.kernels.torch_arrays import (
     NamedArrays,
+    fill_network,
     kept_network,
     precision_of,
     to_library,
@@ -129,8 +130,7 @@ def build_network(arrays: Mapping[str, Array]) -> Network:
         If they are not those of a `Network`.
     """
     network = Network(arrays["stem.weight"].shape[0], arrays["down.weight"].shape[0])
-    network.load_state_dict({name: torch.tensor(array) for name, array in arrays.items()})
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return fill_network(network, arrays)
 
 
 def score_network(image: Any, weights: NamedArrays, *, tile_px: int = 1024) -> ScoreMap:

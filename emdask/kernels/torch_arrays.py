@@ -1,4 +1,4 @@
-"""PyTorch beside NumPy and CuPy: arrays lent to it, its threads and memory, networks it keeps."""
+"""PyTorch beside NumPy and CuPy: arrays lent to it, its threads and memory, its networks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,8 @@ from emdask.backend import array_namespace
 
 __all__ = [
     "NamedArrays",
+    "fill_network",
+    "follow_mean",
     "kept_network",
     "one_torch_thread",
     "precision_of",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+Net = TypeVar("Net", bound=nn.Module)
 
 # Networks that a process keeps.
 N_KEPT: Final = 4
@@ -73,6 +76,45 @@ def kept_network(
         while len(_kept) > N_KEPT:
             _kept.popitem(last=False)
         return _kept[key]
+
+
+def fill_network(network: Net, arrays: Mapping[str, Array]) -> Net:
+    """Give a network its weights, by name, and make it ready to be applied.
+
+    Raises
+    ------
+    RuntimeError
+        If they are not those of such a network.
+    """
+    network.load_state_dict(
+        {name: torch.tensor(array, dtype=torch.float32) for name, array in arrays.items()}
+    )
+    return network.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def follow_mean(mean: nn.Module, network: nn.Module, n_done: int, most: float) -> None:
+    """Move the mean of a network's weights over its last steps towards the present ones.
+
+    Parameters
+    ----------
+    mean, network
+        The mean, which is changed, and the network in training.
+    n_done
+        Steps before this one.
+    most
+        Share of the mean that stays at a step once it has begun; at first less does.
+
+    Notes
+    -----
+    Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", SIAM Journal on
+    Control and Optimization 30 (1992).
+    """
+    memory = min(most, (1 + n_done) / (10 + n_done))
+    with torch.no_grad():
+        for old, new in zip(mean.parameters(), network.parameters(), strict=True):
+            old.lerp_(new, 1 - memory)
+        for statistic, present in zip(mean.buffers(), network.buffers(), strict=True):
+            statistic.copy_(present)
 
 
 def within_memory(function: Callable[..., Any], *arguments: Any) -> Any:
