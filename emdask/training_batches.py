@@ -7,8 +7,9 @@ on with the very batches that it would have had.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -132,6 +133,9 @@ class Batches:
         The stacks; a batch is of one of them.
     drawing
         How pieces are drawn.
+    n_ahead
+        Batches that are drawn at once, each by a thread, while one is learnt from; which they are
+        does not depend on it.
 
     Raises
     ------
@@ -139,9 +143,10 @@ class Batches:
         If images are too small, or too few to hold some out.
     """
 
-    def __init__(self, parts: Sequence[Part], drawing: Drawing) -> None:
+    def __init__(self, parts: Sequence[Part], drawing: Drawing, n_ahead: int = 1) -> None:
         self.parts = tuple(parts)
         self.drawing = drawing
+        self.n_ahead = n_ahead
         for part in self.parts:
             self._check(part)
 
@@ -250,19 +255,19 @@ class Batches:
             for group, end in zip(order, ends, strict=True)
             if end > first
         ]
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as drawer:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.n_ahead) as drawers:
             pending = reader.submit(self._load, wanted[0][0]) if wanted else None
             for k, (group, skipped) in enumerate(wanted):
                 assert pending is not None
                 loaded = pending.result()
                 if k + 1 < len(wanted):
                     pending = reader.submit(self._load, wanted[k + 1][0])
-                yield from self._draw_group(epoch, group, skipped, loaded, drawer)
+                yield from self._draw_group(epoch, group, skipped, loaded, drawers)
 
     def _draw_group(
-        self, epoch: int, group: int, skipped: int, loaded: _Loaded, drawer: ThreadPoolExecutor
+        self, epoch: int, group: int, skipped: int, loaded: _Loaded, drawers: ThreadPoolExecutor
     ) -> Iterator[Batch]:
-        """Draw the batches of a group; each while the one before is learnt from."""
+        """Draw the batches of a group; each while those before are learnt from."""
         index, _ = self.groups[group]
         pieces = self._pieces(index, loaded.numbers, held_out=False)
         rng = np.random.default_rng([self.drawing.seed, epoch, group])
@@ -273,12 +278,13 @@ class Batches:
         ][skipped:]
         # The last batch may have fewer pieces than there are processes.
         mine = [b[self.drawing.rank :: self.drawing.n_ranks] or b[:1] for b in batches]
-        pending = drawer.submit(self._draw, index, mine[0], loaded, (TRAINING, epoch))
-        for k in range(len(mine)):
-            drawn = pending.result()
-            if k + 1 < len(mine):
-                pending = drawer.submit(self._draw, index, mine[k + 1], loaded, (TRAINING, epoch))
-            yield drawn
+        which = (TRAINING, epoch)
+        pending: deque[Future[Batch]] = deque()
+        for k in range(len(mine) + self.n_ahead):
+            if k < len(mine):
+                pending.append(drawers.submit(self._draw, index, mine[k], loaded, which))
+            if k >= self.n_ahead:
+                yield pending.popleft().result()
 
     def validation(self) -> Iterator[Batch]:
         """Draw the batches that are held out: the same each time."""

@@ -91,6 +91,7 @@ def test_an_epoch_goes_on_anywhere(first: int, monkeypatch: pytest.MonkeyPatch) 
     assert len(batches.groups) == 2
     whole = list(batches.epoch(2))
     assert len(whole) == batches.n_steps
+    assert_equal(list(Batches([numbered()], drawing(batch=3), n_ahead=4).epoch(2)), whole)
     assert_equal(list(batches.epoch(2, first)), whole[first:])
     assert list(batches.epoch(2, batches.n_steps)) == []
 

@@ -5,12 +5,14 @@
 
 Writes FOLDER/particles.safetensors and micrographs.safetensors, trained on simulated images of
 structures that never were (`training_images.py`), to which noise is added anew in each epoch. What
-was interrupted goes on where it stopped.
+was interrupted goes on where it stopped. It is made for a card: on two cores of a processor it
+takes days, with fewer ``--epochs`` less.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,12 +51,8 @@ class Effort:
         Edges of the boxes in px, and images of each.
     field_px, n_fields
         Edge of the pieces of micrographs, and how many.
-    crop_px
-        Longest edge of what is learnt from at once, of particles and of micrographs.
-    epochs, batch
-        Of particles and of micrographs.
-    width
-        Of the networks.
+    crop_px, epochs, batch, width, n_levels
+        As of `emdask.train_denoiser` and "unet", of particles and of micrographs.
     """
 
     particles: tuple[tuple[int, int], ...]
@@ -63,17 +61,19 @@ class Effort:
     crop_px: tuple[int, int]
     epochs: tuple[int, int]
     batch: tuple[int, int]
-    width: int
+    width: tuple[int, int]
+    n_levels: tuple[int, int]
 
 
 FULL = Effort(
-    particles=((64, 16_000), (128, 48_000), (224, 8_000)),
+    particles=((64, 32_000), (128, 96_000), (224, 16_000)),
     field_px=320,
-    n_fields=9_600,
+    n_fields=24_000,
     crop_px=(224, 320),
-    epochs=(5, 5),
-    batch=(16, 8),
-    width=32,
+    epochs=(16, 16),
+    batch=(32, 8),
+    width=(32, 40),
+    n_levels=(5, 4),
 )
 QUICK = Effort(
     particles=((32, 128), (48, 128)),
@@ -82,7 +82,8 @@ QUICK = Effort(
     crop_px=(48, 64),
     epochs=(1, 1),
     batch=(16, 8),
-    width=4,
+    width=(4, 4),
+    n_levels=(4, 4),
 )
 
 
@@ -137,9 +138,12 @@ MAKE = {"particles": make_particles, "micrographs": make_fields}
 def train(name: str, effort: Effort, folder: Path, precision: str) -> Weights:
     """Train one of the networks."""
     which = list(MAKE).index(name)
+    # Hardly any of the drawing runs beside other threads.
+    with emdask.connect("local") if effort.n_fields > CHUNK else contextlib.nullcontext():
+        clean = MAKE[name](effort, folder)
     with follow_steps() as on_progress:
         return emdask.train_denoiser(
-            clean=MAKE[name](effort, folder),
+            clean=clean,
             method="unet",
             snr=SNR[name],
             coloured=COLOURED,
@@ -153,7 +157,8 @@ def train(name: str, effort: Effort, folder: Path, precision: str) -> Weights:
             resume=True,
             log=folder / f"{name}.csv",
             precision=precision,
-            width=effort.width,
+            width=effort.width[which],
+            n_levels=effort.n_levels[which],
             about={
                 "data": f"simulated by examples/training, structures of seed {SEEDS[name]}",
                 "licence": "BSD-3-Clause",
@@ -174,12 +179,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for images and networks")
     parser.add_argument("--only", choices=MAKE, help="train this one alone")
+    parser.add_argument("--epochs", type=int, help="passes over the images")
     parser.add_argument("--precision", default="auto", help="auto, float32 or bfloat16")
     parser.add_argument("--quick", action="store_true", help="show that it runs")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
+    effort = QUICK if chosen.quick else FULL
+    if chosen.epochs is not None:
+        effort = replace(effort, epochs=(chosen.epochs, chosen.epochs))
     for name in [chosen.only] if chosen.only else MAKE:
-        weights = train(name, QUICK if chosen.quick else FULL, chosen.out, chosen.precision)
+        weights = train(name, effort, chosen.out, chosen.precision)
         path = chosen.out / f"{name}.safetensors"
         save_weights(shorten(weights), path, overwrite=True)
         print(f"{name} -> {path}, {weights.n_bytes / 2e6:.1f} MB")
