@@ -86,8 +86,8 @@ NETWORKS = (
         epochs=10,
         options={"loss": "beta", "alpha": 0.5, "beta": 0.5},
     ),
-    Network(label="noise2noise, no pairs", method="noise2noise", epochs=4, options={}),
-    Network(label="noise2void", method="noise2void", epochs=4, options={}),
+    Network(label="noise2noise, no pairs", method="noise2noise", epochs=3, options={}),
+    Network(label="noise2void", method="noise2void", epochs=3, options={}),
 )
 
 
@@ -183,6 +183,7 @@ def train(network: Network, sample: Sample, work: Path, name: str, quick: bool) 
         **given,
         method=network.method,
         epochs=1 if quick else network.epochs,
+        batch=32,
         validation=0.02 if not quick else 0.2,
         patience=None,
         checkpoint=work / f"{name}_checkpoint.safetensors",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,8 +33,6 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # Of what a training starts with, and of weights to start from.
 LEARNING_RATE, FINE_TUNING_RATE = 2e-3, 5e-4
 CHECKPOINT_S = 300.0
-# Threads that draw batches for a card.
-MOST_AHEAD = 8
 CURVE = ("epoch", "step", "learning_rate", "training_loss", "validation_loss", "seconds")
 NEEDS = {
     "clean": "learns from noisy images and clean ones",
@@ -226,7 +223,7 @@ def train_denoiser(
         either_contrast=either_contrast,
         bad_pixels=bad_pixels,
     )
-    batches = Batches(parts, drawing, n_ahead=_count_ahead(where))
+    batches = Batches(parts, drawing, where)
     default_rate = LEARNING_RATE if start is None else FINE_TUNING_RATE
     schedule = Schedule(
         epochs=epochs,
@@ -341,11 +338,6 @@ def _as_stacks(given: Any) -> list[da.Array]:
     stacks = [as_stack(one).data for one in (given if isinstance(given, Sequence) else [given])]
     require(bool(stacks), WHAT, "the list of stacks must not be empty")
     return stacks
-
-
-def _count_ahead(device: str) -> int:
-    """Return how many batches to draw at once: a card is faster than one thread that draws."""
-    return 1 if device == "cpu" else min(MOST_AHEAD, len(os.sched_getaffinity(0)))
 
 
 def _start(record: Method, model: Any, parts: Sequence[Part]) -> Weights:

@@ -7,11 +7,11 @@ on with the very batches that it would have had.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import dask
@@ -19,10 +19,11 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 
+from emdask.backend import array_namespace, run_on, to_device
 from emdask.checks import sentence
 from emdask.errors import StackError
 from emdask.kernels.batch import Batch
-from emdask.kernels.coloured_noise import colour_noise, noise_gain
+from emdask.kernels.training_noise import NoiseToAdd, add_training_noise
 from emdask.kernels.unit_noise import to_unit_noise
 from emdask.lazy import clean_pixels, take_images
 
@@ -34,6 +35,8 @@ BUFFER_BYTES = 256 * 2**20
 # With fewer images, parts of each are held out, not whole ones.
 FEW_IMAGES = 10
 MOST_VALIDATION = 512
+# Of a card, where noise is added to many pieces at once.
+PIXELS_AT_ONCE = 1 << 22
 # What is drawn: of training, of validation, which images are held out, how chunks are grouped.
 TRAINING, VALIDATION, HELD_OUT, GROUPS = range(4)
 # Of coloured noise: how much stronger it is at low frequencies, where that ends in cycles a pixel,
@@ -133,9 +136,8 @@ class Batches:
         The stacks; a batch is of one of them.
     drawing
         How pieces are drawn.
-    n_ahead
-        Batches that are drawn at once, each by a thread, while one is learnt from; which they are
-        does not depend on it.
+    device
+        Where noise is added, "cpu" or "cuda".
 
     Raises
     ------
@@ -143,10 +145,10 @@ class Batches:
         If images are too small, or too few to hold some out.
     """
 
-    def __init__(self, parts: Sequence[Part], drawing: Drawing, n_ahead: int = 1) -> None:
+    def __init__(self, parts: Sequence[Part], drawing: Drawing, device: str = "cpu") -> None:
         self.parts = tuple(parts)
         self.drawing = drawing
-        self.n_ahead = n_ahead
+        self.device = device
         for part in self.parts:
             self._check(part)
 
@@ -255,17 +257,17 @@ class Batches:
             for group, end in zip(order, ends, strict=True)
             if end > first
         ]
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(self.n_ahead) as drawers:
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as drawer:
             pending = reader.submit(self._load, wanted[0][0]) if wanted else None
             for k, (group, skipped) in enumerate(wanted):
                 assert pending is not None
                 loaded = pending.result()
                 if k + 1 < len(wanted):
                     pending = reader.submit(self._load, wanted[k + 1][0])
-                yield from self._draw_group(epoch, group, skipped, loaded, drawers)
+                yield from self._draw_group(epoch, group, skipped, loaded, drawer)
 
     def _draw_group(
-        self, epoch: int, group: int, skipped: int, loaded: _Loaded, drawers: ThreadPoolExecutor
+        self, epoch: int, group: int, skipped: int, loaded: _Loaded, drawer: ThreadPoolExecutor
     ) -> Iterator[Batch]:
         """Draw the batches of a group; each while those before are learnt from."""
         index, _ = self.groups[group]
@@ -275,16 +277,43 @@ class Batches:
         size = self.drawing.batch
         batches = [
             [pieces[i] for i in order[start : start + size]] for start in range(0, len(order), size)
-        ][skipped:]
+        ]
         # The last batch may have fewer pieces than there are processes.
         mine = [b[self.drawing.rank :: self.drawing.n_ranks] or b[:1] for b in batches]
+        step = self._count_at_once(index)
+        sets = [mine[start : start + step] for start in range(0, len(mine), step)]
+        sets, skipped = sets[skipped // step :], skipped % step
         which = (TRAINING, epoch)
-        pending: deque[Future[Batch]] = deque()
-        for k in range(len(mine) + self.n_ahead):
-            if k < len(mine):
-                pending.append(drawers.submit(self._draw, index, mine[k], loaded, which))
-            if k >= self.n_ahead:
-                yield pending.popleft().result()
+        pending = drawer.submit(self._draw_set, index, sets[0], loaded, which)
+        for k in range(len(sets)):
+            drawn = pending.result()
+            if k + 1 < len(sets):
+                pending = drawer.submit(self._draw_set, index, sets[k + 1], loaded, which)
+            yield from drawn[skipped if k == 0 else 0 :]
+
+    def _count_at_once(self, index: int) -> int:
+        """Return how many batches are drawn at once: a card wants many images at a time."""
+        if self.device == "cpu":
+            return 1
+        return max(
+            1, PIXELS_AT_ONCE // (self.drawing.batch * self._crop_px(self.parts[index]) ** 2)
+        )
+
+    def _draw_set(
+        self,
+        index: int,
+        batches: Sequence[Sequence[_Piece]],
+        loaded: _Loaded,
+        which: tuple[int, int],
+    ) -> list[Batch]:
+        """Draw some batches of a stack."""
+        whole = self._draw(index, list(chain.from_iterable(batches)), loaded, which)
+        ends = np.cumsum([0, *map(len, batches)])
+        parts = [slice(start, stop) for start, stop in pairwise(ends)]
+        return [
+            Batch(whole.noisy[part], None if whole.target is None else whole.target[part])
+            for part in parts
+        ]
 
     def validation(self) -> Iterator[Batch]:
         """Draw the batches that are held out: the same each time."""
@@ -358,7 +387,7 @@ class Batches:
         noisy, target = (_stack([pair[k] for pair in drawn]) for k in (0, 1))
         if noisy is None:
             assert target is not None
-            return self._make_noisy(target, [np.random.default_rng([*seed, 1]) for seed in seeds])
+            return self._make_noisy(target, seeds)
         return Batch(noisy, target)
 
     def _draw_piece(
@@ -377,28 +406,34 @@ class Batches:
 
         return tuple(None if array is None else cut(array) for array in arrays)
 
-    def _make_noisy(self, clean: Array, rngs: Sequence[Rng]) -> Batch:
+    def _make_noisy(self, clean: Array, seeds: Sequence[Sequence[int]]) -> Batch:
         """Scale clean pieces by a ratio of signal to noise, and add noise; both at unit noise."""
+        n_bytes = 16 * 8 * clean.size
+        what = f"a batch of {len(clean)} images to learn from"
+        return run_on(self.device, self._add_noise, clean, seeds, n_bytes=n_bytes, what=what)
+
+    def _add_noise(self, clean: Array, seeds: Sequence[Sequence[int]]) -> Batch:
+        rngs = [np.random.default_rng([*seed, 1]) for seed in seeds]
+        noise = NoiseToAdd(*np.transpose([self._draw_noise(rng) for rng in rngs]))
+        there = to_device(clean, self.device)
+        xp = array_namespace(there)
+        if xp is np:
+            white = np.stack([rng.standard_normal(clean[0].shape, np.float32) for rng in rngs])
+        else:
+            # Another noise than the host's, in a hundredth of the time.
+            seed = int(np.random.SeedSequence(seeds[0]).generate_state(1, np.uint64)[0] >> 1)
+            white = xp.random.default_rng(seed).standard_normal(clean.shape, np.float32)
+        return Batch(*add_training_noise(there, white, noise))
+
+    def _draw_noise(self, rng: Rng) -> tuple[float, ...]:
+        """Draw how much noise a piece gets, and of which colour."""
         assert self.drawing.snr is not None
         low, high = np.log(self.drawing.snr)
-        clean = clean - clean.mean(axis=(1, 2), keepdims=True, dtype=np.float64).astype(np.float32)
-        deviations = clean.std(axis=(1, 2), dtype=np.float64)
-        noisy = np.empty_like(clean)
-        for i, rng in enumerate(rngs):
-            gain = np.exp(rng.uniform(low, high) / 2) / (deviations[i] or 1.0)
-            clean[i] *= np.float32(gain)
-            noisy[i] = clean[i] + self._draw_noise(clean[i].shape, rng)
-        unit, scales, means, _ = to_unit_noise(noisy, "auto")
-        return Batch(unit, ((clean - means) / scales).astype(np.float32))
-
-    def _draw_noise(self, shape: tuple[int, ...], rng: Rng) -> Array:
-        white = rng.standard_normal(shape, np.float32)
+        snr = np.exp(rng.uniform(low, high))
         if rng.random() >= self.drawing.coloured:
-            return white
+            return snr, 0.0, 1.0, 1.0
         rise, knee, left = (rng.uniform(*span) for span in (RISES, KNEES, LEFT_AT_NYQUIST))
-        gain = noise_gain((shape[0], shape[1]), rise=rise, knee=knee, power_at_nyquist=left)
-        coloured: Array = colour_noise(white[None], gain)[0]
-        return coloured
+        return snr, rise, knee, left
 
 
 def _stack(arrays: Sequence[Array | None]) -> Array | None:

@@ -12,6 +12,7 @@ import pytest
 
 import emdask
 from emdask import denoiser_trainer
+from emdask.backend import why_no_cuda
 from emdask.denoiser_trainer import curve_of
 from emdask.errors import ParameterError, StackError, UnknownMethodError
 from emdask.io.weights import Weights, open_weights, save_weights
@@ -193,6 +194,27 @@ def test_what_was_killed_goes_on_with_the_same_result(
     pd.testing.assert_frame_equal(tables[1][columns], tables[0][columns])
     # Once it has ended, it has.
     assert_same(emdask.train_denoiser(**how, **kept, resume=True, on_progress=killing(1)), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["unet", "vae", "gan"])
+def test_on_a_card_what_was_killed_goes_on_with_the_same_result(
+    clean: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    if (reason := why_no_cuda()) is not None:
+        pytest.skip(f"no card: {reason}")
+    monkeypatch.setattr(denoiser_trainer, "CHECKPOINT_S", 0.0)
+    how: dict[str, Any] = {"clean": clean, "snr": 0.2, **SMALL, "method": method, "epochs": 3}
+    how |= {"batch": 8, "device": "cuda"}
+    whole = emdask.train_denoiser(**how)
+    checkpoint = tmp_path / "kept.safetensors"
+    with pytest.raises(Killed):
+        emdask.train_denoiser(**how, checkpoint=checkpoint, on_progress=killing(13))
+    assert_same(emdask.train_denoiser(**how, checkpoint=checkpoint, resume=True), whole)
+    noisy = add_noise(clean)
+    found = emdask.denoise(noisy, method, model=whole, device="cuda").compute()
+    expected = emdask.denoise(noisy, method, model=whole, device="cpu").compute()
+    assert abs(found - expected).max() < 0.05 * expected.std()
 
 
 def test_seeds(clean: np.ndarray) -> None:

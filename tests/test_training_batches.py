@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from emdask import training_batches
+from emdask.backend import to_host
 from emdask.errors import StackError
+from emdask.kernels.batch import Batch
 from emdask.lazy import read_images
 from emdask.training_batches import Batches, Drawing, Part
 
@@ -57,6 +59,10 @@ def numbers_of(batches: Any, part: Part) -> list[int]:
     return found
 
 
+def on_host(batches: Any) -> list[Batch]:
+    return [Batch(to_host(batch.noisy), to_host(batch.target)) for batch in batches]
+
+
 def assert_equal(found: list[Any], expected: list[Any]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
@@ -91,7 +97,6 @@ def test_an_epoch_goes_on_anywhere(first: int, monkeypatch: pytest.MonkeyPatch) 
     assert len(batches.groups) == 2
     whole = list(batches.epoch(2))
     assert len(whole) == batches.n_steps
-    assert_equal(list(Batches([numbered()], drawing(batch=3), n_ahead=4).epoch(2)), whole)
     assert_equal(list(batches.epoch(2, first)), whole[first:])
     assert list(batches.epoch(2, batches.n_steps)) == []
 
@@ -162,32 +167,53 @@ def test_noisy_images_come_in_units_of_their_noise() -> None:
 
 
 @pytest.mark.parametrize("snr", [0.1, 1.0])
-def test_noise_is_added_at_the_ratio_asked_for(snr: float) -> None:
+def test_noise_is_added_at_the_ratio_asked_for(snr: float, device: str) -> None:
     from scipy.ndimage import gaussian_filter
 
     rng = np.random.default_rng(1)
     clean = gaussian_filter(rng.normal(size=(40, 64, 64)), (0, 3, 3)) * 50 + 9
     part = Part(noisy=None, target=da.from_array(clean), target_is_clean=True)
-    batches = Batches([part], drawing(crop_px=64, snr=(snr, snr)))
-    drawn = list(batches.epoch(0))
+    batches = Batches([part], drawing(crop_px=64, snr=(snr, snr)), device)
+    drawn = on_host(batches.epoch(0))
     noise = np.concatenate([b.noisy - b.target for b in drawn])
     target = np.concatenate([b.target for b in drawn])
     assert abs(noise.std() - 1) < 0.03
     ratios = target.var(axis=(1, 2)) / noise.var(axis=(1, 2))
     np.testing.assert_allclose(ratios, snr, rtol=0.2)
     assert abs(ratios.mean() / snr - 1) < 0.03
-    assert_equal(list(batches.epoch(0)), drawn)
-    again = np.concatenate([b.noisy - b.target for b in batches.epoch(1)])
+    assert_equal(on_host(batches.epoch(0)), drawn)
+    again = np.concatenate([b.noisy - b.target for b in on_host(batches.epoch(1))])
     assert abs(np.corrcoef(noise.ravel(), again.ravel())[0, 1]) < 0.02
 
 
-def test_noise_is_coloured_where_asked_for() -> None:
+def test_a_card_draws_the_same_pieces_and_goes_on_anywhere(
+    card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many batches at once; only the noise is another than the host's."""
+    monkeypatch.setattr(training_batches, "PIXELS_AT_ONCE", 3 * 4 * SIDE**2)
+    clean = noisy_stack(n=40).cumsum(axis=1)
+    part = Part(noisy=None, target=clean, target_is_clean=True)
+    how = drawing(snr=(0.5, 2.0), coloured=0.5)
+    there, here = (Batches([part], how, device) for device in (card, "cpu"))
+    whole, expected = on_host(there.epoch(1)), list(here.epoch(1))
+    assert len(whole) == len(expected) == 8
+    for batch, other in zip(whole, expected, strict=True):
+        for image, same in zip(batch.target, other.target, strict=True):
+            assert np.corrcoef(image.ravel(), same.ravel())[0, 1] > 1 - 1e-5
+        assert abs(np.corrcoef(batch.noisy.ravel(), other.noisy.ravel())[0, 1]) < 0.95
+    for first in (1, 3, 5, 7):
+        assert_equal(on_host(there.epoch(1, first)), whole[first:])
+    assert list(there.epoch(1, 8)) == []
+
+
+def test_noise_is_coloured_where_asked_for(device: str) -> None:
     clean = np.random.default_rng(1).normal(size=(60, 64, 64))
     part = Part(noisy=None, target=da.from_array(clean), target_is_clean=True)
 
     def neighbours(coloured: float) -> np.ndarray:
         how = drawing(crop_px=64, snr=(0.01, 0.01), coloured=coloured, validation=0)
-        noise = np.concatenate([b.noisy - b.target for b in Batches([part], how).epoch(0)])
+        drawn = on_host(Batches([part], how, device).epoch(0))
+        noise = np.concatenate([b.noisy - b.target for b in drawn])
         return (noise[:, 1:] * noise[:, :-1]).mean(axis=(1, 2))
 
     assert np.abs(neighbours(0.0)).max() < 0.1

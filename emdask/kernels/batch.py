@@ -1,10 +1,8 @@
-"""What a network that denoises is shown at a time."""
+"""What a network that denoises is shown at a time; NumPy or CuPy arrays."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-
-import numpy.typing as npt
 
 __all__ = ["Batch"]
 
@@ -21,5 +19,5 @@ class Batch(NamedTuple):
         none.
     """
 
-    noisy: npt.NDArray[Any]
-    target: npt.NDArray[Any] | None
+    noisy: Any
+    target: Any

@@ -22,9 +22,9 @@ POWER_AT_NYQUIST = 0.6
 def noise_power(
     frequency: Any,
     *,
-    rise: float = RISE,
-    knee: float = KNEE,
-    power_at_nyquist: float = POWER_AT_NYQUIST,
+    rise: Any = RISE,
+    knee: Any = KNEE,
+    power_at_nyquist: Any = POWER_AT_NYQUIST,
 ) -> Any:
     """Return the power spectrum of noise as a camera records it behind ice.
 
@@ -58,9 +58,9 @@ def noise_power(
 def noise_gain(
     shape: tuple[int, int],
     *,
-    rise: float = RISE,
-    knee: float = KNEE,
-    power_at_nyquist: float = POWER_AT_NYQUIST,
+    rise: Any = RISE,
+    knee: Any = KNEE,
+    power_at_nyquist: Any = POWER_AT_NYQUIST,
 ) -> Any:
     """Return by how much to multiply the Fourier transform of white noise to give it this spectrum.
 
@@ -69,13 +69,13 @@ def noise_gain(
     shape : (h, w)
         Size of the images.
     rise, knee, power_at_nyquist
-        Of the spectrum, see `noise_power`.
+        Of the spectrum, see `noise_power`: numbers, or arrays (n, 1, 1) for a gain each.
 
     Returns
     -------
-    float32 array, shape (h, w // 2 + 1)
+    float32 array, shape (h, w // 2 + 1) or (n, h, w // 2 + 1)
         On the grid of `numpy.fft.rfft2`, scaled such that the expected variance of a pixel stays
-        that of the white noise.
+        that of the white noise; of the library of ``rise``.
 
     Examples
     --------
@@ -83,11 +83,12 @@ def noise_gain(
     >>> gain.shape, bool(gain[0, 0] > 1 > gain[32, 32])
     ((64, 33), True)
     """
-    power = noise_power(
-        frequency_grid(shape), rise=rise, knee=knee, power_at_nyquist=power_at_nyquist
-    )
-    mean = (power * half_plane_weights(shape)).sum() / (shape[0] * shape[1])
-    return np.sqrt(power / mean).astype(np.float32)
+    xp = array_namespace(rise)
+    frequency = xp.asarray(frequency_grid(shape))
+    power = noise_power(frequency, rise=rise, knee=knee, power_at_nyquist=power_at_nyquist)
+    weights = xp.asarray(half_plane_weights(shape))
+    mean = (power * weights).sum(axis=(-2, -1), keepdims=True) / (shape[0] * shape[1])
+    return xp.sqrt(power / mean).astype(np.float32)
 
 
 def colour_noise(white: Any, gain: Any) -> Any:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from emdask.backend import array_namespace
 from emdask.kernels.batch import Batch
 from emdask.kernels.denoising_network import build_unet, draw_unet, state_arrays
 from emdask.kernels.encoder_decoder import kl_divergence, sample_latent
@@ -334,9 +335,12 @@ def signal_variance(target: torch.Tensor) -> torch.Tensor:
     return torch.where(signal > 0, signal, 1.0)
 
 
-def _to_tensor(images: Array, device: torch.device) -> torch.Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(images, np.float32)[:, None])
-    return tensor.to(device, memory_format=torch.channels_last)
+def _to_tensor(images: Any, device: torch.device) -> torch.Tensor:
+    if array_namespace(images) is np:
+        tensor = torch.from_numpy(np.ascontiguousarray(images, np.float32))
+    else:
+        tensor = torch.utils.dlpack.from_dlpack(images)
+    return tensor[:, None].to(device, memory_format=torch.channels_last)
 
 
 def _mix(seed: int, number: int) -> int:

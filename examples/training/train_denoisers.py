@@ -66,12 +66,12 @@ class Effort:
 
 
 FULL = Effort(
-    particles=((64, 32_000), (128, 96_000), (224, 16_000)),
+    particles=((64, 24_000), (128, 56_000), (224, 12_000)),
     field_px=320,
-    n_fields=24_000,
+    n_fields=14_400,
     crop_px=(224, 320),
     epochs=(16, 16),
-    batch=(32, 8),
+    batch=(48, 12),
     width=(32, 40),
     n_levels=(5, 4),
 )
