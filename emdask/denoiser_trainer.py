@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from emdask.backend import check_device, resolve_device
+from emdask.backend import check_device, count_cards, resolve_device
 from emdask.checks import check_choice, check_integer, check_number, require, sentence
 from emdask.denoisers import FAMILY
 from emdask.errors import StackError
@@ -25,6 +25,7 @@ from emdask.io.weights import Weights, open_weights, save_weights
 from emdask.kernels.schedules import rise_and_fall
 from emdask.lazy import BAD_PIXELS
 from emdask.method import Method, Training, build_record, find_method, list_methods
+from emdask.parallel_training import run_processes
 from emdask.stack import as_stack
 from emdask.training_batches import Batches, Drawing, Part
 
@@ -82,6 +83,23 @@ class _Progress(NamedTuple):
         return int(np.argmin(known)) if known and not math.isnan(known[0]) else len(known) - 1
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """All that it takes to train, wherever it is done."""
+
+    method: str
+    params: Any
+    parts: tuple[Part, ...]
+    drawing: Drawing
+    schedule: Schedule
+    start: Mapping[str, Array] | None
+    short: bool
+    checkpoint: Path | None
+    log: Path | None
+    resume: bool
+    told: Mapping[str, str]
+
+
 def train_denoiser(
     stack: Any = None,
     clean: Any = None,
@@ -103,6 +121,7 @@ def train_denoiser(
     resume: bool = False,
     log: str | Path | None = None,
     device: str | None = None,
+    n_processes: int | None = None,
     precision: str = "auto",
     bad_pixels: str = "raise",
     about: Mapping[str, str] | None = None,
@@ -164,6 +183,10 @@ def train_denoiser(
         training_loss, validation_loss, seconds.
     device
         "auto", "cpu" or "cuda"; None takes the setting ``emdask.device``.
+    n_processes
+        Processes of this machine that share each batch; None for one for each card that there is.
+        As with `emdask.connect`, a script that asks for several needs ``if __name__ ==
+        "__main__":``.
     precision
         "float32", or "bfloat16" where 16 bits will do; "auto" is the latter on a card.
     bad_pixels
@@ -210,6 +233,8 @@ def train_denoiser(
     if patience is not None:
         check_integer(WHAT, "patience", patience, 1)
     require(checkpoint is not None or not resume, WHAT, "resume needs a checkpoint to go on from")
+    if n_processes is not None:
+        check_integer(WHAT, "n_processes", n_processes, 1)
     where = resolve_device(check_device(device, WHAT, record.apply), record.apply)
     start = None if model is None else _start(record, model, parts)
     drawing = Drawing(
@@ -232,16 +257,31 @@ def train_denoiser(
         learning_rate=default_rate if learning_rate is None else learning_rate,
     )
     told = _describe(method, params, parts, drawing, schedule)
-    network = training.begin(
-        params,
+    plan = _Plan(
+        method=method,
+        params=params,
+        parts=tuple(parts),
+        drawing=drawing,
+        schedule=schedule,
         start=None if start is None else start.arrays,
-        seed=seed,
-        device=where,
         short=precision == "bfloat16" or (precision == "auto" and where == "cuda"),
+        checkpoint=None if checkpoint is None else Path(checkpoint).absolute(),
+        log=None if log is None else Path(log).absolute(),
+        resume=resume,
+        told=told,
     )
-    keeper = _Keeper(checkpoint, log, told)
-    progress = keeper.open(network) if resume else None
-    progress = _run(network, batches, schedule, keeper, progress, on_progress or _say_nothing)
+    tell = on_progress or _say_nothing
+    if n_processes is None:
+        n_processes = count_cards() if where == "cuda" else 1
+    if where == "cuda":
+        rule = "n_processes must be at most the number of cards, one each"
+        require(n_processes <= count_cards(), WHAT, rule, n_processes)
+    if n_processes == 1:
+        progress = _learn(plan, 0, 1, where, tell)
+    else:
+        progress = run_processes(
+            _learn, plan, n_processes=n_processes, device=where, on_progress=tell
+        )
     assert progress.best is not None
     # Not how long it took, so that the same training gives the same weights.
     curve = [{name: row[name] for name in CURVE[:-1]} for row in progress.curve]
@@ -373,6 +413,21 @@ def _describe(
 # --- Epochs ---------------------------------------------------------------------------------------
 
 
+def _learn(plan: _Plan, rank: int, n_ranks: int, device: str, on_progress: Progress) -> _Progress:
+    """Train in this process, alone or as one of several."""
+    _, training = _find(plan.method)
+    network = training.begin(
+        plan.params, start=plan.start, seed=plan.drawing.seed, device=device, short=plan.short
+    )
+    drawing = replace(plan.drawing, rank=rank, n_ranks=n_ranks)
+    batches = Batches(plan.parts, drawing, device)
+    keeper = _Keeper(plan.checkpoint, plan.log, plan.told, writes=rank == 0)
+    progress = keeper.open(network) if plan.resume else None
+    if n_ranks > 1:
+        network.join(rank)
+    return _run(network, batches, plan.schedule, keeper, progress, on_progress)
+
+
 def _run(
     network: Any,
     batches: Batches,
@@ -395,7 +450,7 @@ def _run(
             on_progress(what, total + 1, schedule.epochs * schedule.n_steps)
             if keeper.is_due():
                 keeper.save(network, progress._replace(step=step + 1, losses=losses))
-        error = judge(network, batches.validation())
+        error = network.agree(judge(network, batches.validation()))
         row = {
             "epoch": progress.epoch + 1,
             "step": network.n_done,
@@ -437,11 +492,12 @@ class _Keeper:
     """Writes what it takes to go on, and the table of the epochs."""
 
     def __init__(
-        self, checkpoint: str | Path | None, log: str | Path | None, told: Mapping[str, str]
+        self, checkpoint: Path | None, log: Path | None, told: Mapping[str, str], *, writes: bool
     ) -> None:
-        self._checkpoint = None if checkpoint is None else Path(checkpoint)
-        self._log = None if log is None else Path(log)
+        self._checkpoint = checkpoint
+        self._log = log
         self._told = dict(told)
+        self._writes = writes
         self._saved = time.monotonic()
 
     def is_due(self) -> bool:
@@ -450,7 +506,7 @@ class _Keeper:
 
     def save(self, network: Any, progress: _Progress) -> None:
         """Write a checkpoint; the one before stays whole until it is there."""
-        if self._checkpoint is None:
+        if self._checkpoint is None or not self._writes:
             return
         arrays = {f"state.{name}": array for name, array in network.state().items()}
         arrays |= {f"best.{name}": array for name, array in (progress.best or {}).items()}
@@ -494,7 +550,7 @@ class _Keeper:
 
     def write_log(self, curve: Sequence[Mapping[str, float]]) -> None:
         """Write the table of the epochs."""
-        if self._log is None:
+        if self._log is None or not self._writes:
             return
         rows = [",".join(CURVE), *(",".join(f"{row[name]:.8g}" for name in CURVE) for row in curve)]
         self._log.write_text("\n".join(rows) + "\n")

@@ -14,7 +14,7 @@ import emdask
 from emdask import denoiser_trainer
 from emdask.backend import why_no_cuda
 from emdask.denoiser_trainer import curve_of
-from emdask.errors import ParameterError, StackError, UnknownMethodError
+from emdask.errors import DeviceError, ParameterError, StackError, UnknownMethodError
 from emdask.io.weights import Weights, open_weights, save_weights
 
 SIGMA = 1.0
@@ -89,6 +89,8 @@ def test_networks_learn_without_clean_images(
     given = noisy if pair is None else np.concatenate([noisy, pair])
     pair = None if pair is None else np.concatenate([pair, noisy])
     options: dict[str, Any] = {"width": 8, "n_levels": 3, "learning_rate": 4e-3, "epochs": 30}
+    if how == "hidden":
+        options |= {"epochs": 80, "patience": None}
     weights = emdask.train_denoiser(given, pair=pair, method=method, **options)
     others = blobs(24, seed=9)
     seen = add_noise(others)
@@ -217,6 +219,49 @@ def test_on_a_card_what_was_killed_goes_on_with_the_same_result(
     assert abs(found - expected).max() < 0.05 * expected.std()
 
 
+@pytest.mark.parametrize(("method", "options"), [("unet", {}), ("gan", {"loss": "wasserstein"})])
+def test_processes_that_share_batches_learn_the_same(
+    clean: np.ndarray, tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    """Up to rounding. And they go on."""
+    how: dict[str, Any] = {"clean": clean, "method": method, "snr": 0.2, "epochs": 2, "seed": 3}
+    how |= {"width": 4, "n_levels": 4, **options}
+    told: list[int] = []
+    alone = emdask.train_denoiser(**how, n_processes=1)
+    kept = tmp_path / "kept.safetensors"
+    shared = emdask.train_denoiser(
+        **how, n_processes=2, checkpoint=kept, on_progress=lambda _, done, __: told.append(done)
+    )
+    assert told == list(range(1, 13))
+    losses = [curve_of(weights).validation_loss.to_numpy() for weights in (alone, shared)]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
+    if method == "unet":
+        for name, array in alone.arrays.items():
+            np.testing.assert_allclose(shared.arrays[name], array, atol=2e-3)
+        again = emdask.train_denoiser(**how, n_processes=2, checkpoint=kept, resume=True)
+        assert_same(again, shared)
+
+
+def test_a_process_that_is_killed_ends_all(clean: np.ndarray) -> None:
+    """And says how to go on."""
+    import multiprocessing
+
+    def kill(what: str, done: int, total: int) -> None:
+        multiprocessing.active_children()[-1].kill()
+
+    how: dict[str, Any] = {"clean": clean, "snr": 0.2, "epochs": 500, **SMALL}
+    with pytest.raises(DeviceError, match=r"was ended; got .*Go on from the checkpoint"):
+        emdask.train_denoiser(**how, n_processes=2, on_progress=kill)
+    assert multiprocessing.active_children() == []
+
+
+def test_what_a_process_finds_wrong_is_told(clean: np.ndarray) -> None:
+    bad = clean.copy()
+    bad[7, 3, 3] = np.nan
+    with pytest.raises(StackError, match="image 7 has 1 NaN"):
+        emdask.train_denoiser(clean=bad, snr=0.2, epochs=1, n_processes=2, validation=0, **SMALL)
+
+
 def test_seeds(clean: np.ndarray) -> None:
     how: dict[str, Any] = {"clean": clean, "snr": 0.2, "epochs": 1, **SMALL}
     first, again, other = (emdask.train_denoiser(**how, seed=seed) for seed in (1, 1, 2))
@@ -331,6 +376,7 @@ def test_progress_is_told(clean: np.ndarray) -> None:
         ({"validation": 0.9}, r"validation must be a number in \[0, 0.5\]"),
         ({"precision": "half"}, r"precision must be one of auto, float32, bfloat16"),
         ({"patience": 0}, r"patience must be"),
+        ({"n_processes": 0}, r"n_processes must be"),
         ({"learning_rate": 0}, r"learning_rate must"),
         ({"resume": True}, r"resume needs a checkpoint"),
         ({"widht": 4}, r"unet: no parameter of this name; got 'widht'. Did you mean width"),

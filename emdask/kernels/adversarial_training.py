@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from emdask.kernels.adversarial import (
     Adversary,
@@ -19,6 +20,7 @@ from emdask.kernels.adversarial import (
 from emdask.kernels.batch import Batch
 from emdask.kernels.denoiser_training import (
     DenoiserTraining,
+    Losses,
     Objective,
     moments_of,
     relative_errors,
@@ -73,28 +75,40 @@ class AdversarialTraining(DenoiserTraining):
             self._discriminator.parameters(), betas=MOMENTA
         )
 
+        self._losses_of_discriminator: nn.Module = Losses(
+            self._discriminator, self._loss_of_discriminator
+        )
+
+    def join(self, rank: int) -> None:
+        """Learn together with other processes."""
+        super().join(rank)
+        self._losses_of_discriminator = self._together(self._losses_of_discriminator)
+
     def learn(self, batch: Batch, rate: float) -> float:
         """Change the discriminator by a step, then the generator."""
         noisy, target = self._tensors(batch)
         assert target is not None
         deviations = signal_variance(target).sqrt()[:, None, None, None]
         real = target / deviations
-        generator = self._generator()
         with repeatable():
-            with self._precision():
-                with torch.no_grad():
-                    fake = self.network(noisy).float() / deviations
-                loss = discriminator_loss(
-                    self._adversary,
-                    self._discriminator(real).float(),
-                    self._discriminator(fake).float(),
-                )
-            if self._adversary.kind == "wasserstein":
-                penalty = gradient_penalty(self._discriminator, real, fake, generator)
-                loss = loss + self._adversary.penalty * penalty
+            with self._precision(), torch.no_grad():
+                fake = self.network(noisy).float() / deviations
+            loss = self._losses_of_discriminator(real, fake, self._generator())
             share = SHARE_OF_RATE * rate
             self._take_step(self._discriminator, self._optimiser_of_discriminator, loss, share)
         return super().learn(batch, rate)
+
+    def _loss_of_discriminator(
+        self, real: torch.Tensor, fake: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        with self._precision():
+            # Both at once: processes that learn together count one pass a step.
+            logits = self._discriminator(torch.cat([real, fake])).float()
+        loss = discriminator_loss(self._adversary, logits[: len(real)], logits[len(real) :])
+        if self._adversary.kind == "wasserstein":
+            penalty = gradient_penalty(self._discriminator, real, fake, generator)
+            loss = loss + self._adversary.penalty * penalty
+        return loss
 
     def _loss(
         self, noisy: torch.Tensor, target: torch.Tensor | None, generator: torch.Generator
@@ -106,7 +120,10 @@ class AdversarialTraining(DenoiserTraining):
             for errors in (relative_errors, self._objective.errors)
         )
         fake = answer / signal_variance(target).sqrt()[:, None, None, None]
+        # It is not its turn to learn.
+        self._discriminator.requires_grad_(False)
         opinion = generator_loss(self._adversary, self._discriminator(fake).float())
+        self._discriminator.requires_grad_(True)
         share = min(1.0, self.n_done / RISE_STEPS)
         loss: torch.Tensor = (1 - share) * squared + share * (robust + self._weight * opinion)
         return loss

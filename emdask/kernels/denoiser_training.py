@@ -69,6 +69,21 @@ class Objective:
     errors: Callable[..., torch.Tensor]
 
 
+class Losses(nn.Module):
+    """A loss as a module that holds the network whose weights it is to change.
+
+    Processes that learn together average the gradients of what such a module returns.
+    """
+
+    def __init__(self, network: nn.Module, loss: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self._loss = loss
+
+    def forward(self, *arguments: Any) -> torch.Tensor:
+        return self._loss(*arguments)
+
+
 class DenoiserTraining:
     """A network in training.
 
@@ -110,14 +125,44 @@ class DenoiserTraining:
         self.network = network.to(self._device).train()
         self._mean = copy.deepcopy(network).eval()
         self._optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+        self._alone = Losses(network, self._loss)
+        self._losses: nn.Module = self._alone
+        self._rank = 0
         self.n_done = 0
+
+    def join(self, rank: int) -> None:
+        """Learn together with other processes, each from its share of a batch, by PyTorch's DDP.
+
+        Parameters
+        ----------
+        rank
+            Number of this process in the default group of `torch.distributed`, which must be there.
+
+        Notes
+        -----
+        Li et al., "PyTorch distributed: experiences on accelerating data parallel training", VLDB
+        2020: gradients are averaged, so weights stay the same in all processes.
+        """
+        self._rank = rank
+        self._losses = self._together(self._losses)
+
+    def agree(self, value: float) -> float:
+        """Return what the first of the processes that learn together has found."""
+        if self._losses is self._alone:
+            return value
+        told = [value]
+        torch.distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def _together(self, losses: nn.Module) -> nn.Module:
+        return nn.parallel.DistributedDataParallel(losses)
 
     def learn(self, batch: Batch, rate: float) -> float:
         """Change the weights by a step at a learning rate; returns the loss."""
         noisy, target = self._tensors(batch)
         with repeatable():
             with self._precision():
-                loss = self._loss(noisy, target, self._generator())
+                loss = self._losses(noisy, target, self._generator())
             self._take_step(self.network, self._optimiser, loss, rate)
         follow_mean(self._mean, self.network, self.n_done, MEMORY)
         self.n_done += 1
@@ -186,7 +231,8 @@ class DenoiserTraining:
 
     def _generator(self) -> torch.Generator:
         """Random numbers of this step."""
-        return torch.Generator(self._device).manual_seed(_mix(self._seed, self.n_done))
+        seed = _mix(self._seed, self.n_done) + self._rank
+        return torch.Generator(self._device).manual_seed(seed)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         on_card = self._device.type == "cuda"

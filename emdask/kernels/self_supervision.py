@@ -101,12 +101,14 @@ def hide_pixels(
     rows, columns = (torch.arange(0, k, side, device=noisy.device) for k in (height, width))
     shape = (n, len(rows), len(columns))
 
-    def draw(low: int, high: int) -> torch.Tensor:
-        return torch.randint(low, high, shape, generator=generator, device=noisy.device)
+    def draw(n_choices: torch.Tensor) -> torch.Tensor:
+        # Of so many that the remainder favours none.
+        drawn = torch.randint(1 << 30, shape, generator=generator, device=noisy.device)
+        return drawn % n_choices
 
     # In squares that the border cuts, places are drawn among the pixels that are there.
-    at_row = rows[:, None] + draw(0, side) % (height - rows).clamp(max=side)[:, None]
-    at_column = columns + draw(0, side) % (width - columns).clamp(max=side)
+    at_row = rows[:, None] + draw((height - rows).clamp(max=side)[:, None])
+    at_column = columns + draw((width - columns).clamp(max=side))
     from_row, from_column = _neighbour(at_row, at_column, draw, reach, height, width)
     image = torch.arange(n, device=noisy.device)[:, None, None]
     given, hidden = noisy.clone(), torch.zeros_like(noisy, dtype=torch.bool)
@@ -118,7 +120,7 @@ def hide_pixels(
 def _neighbour(
     row: torch.Tensor,
     column: torch.Tensor,
-    draw: Callable[[int, int], torch.Tensor],
+    draw: Callable[[torch.Tensor], torch.Tensor],
     reach: int,
     height: int,
     width: int,
@@ -129,7 +131,6 @@ def _neighbour(
     n_columns = (column + reach).clamp(max=width - 1) - low_column + 1
     own = (row - low_row) * n_columns + column - low_column
     # One of all but its own, which are counted on beyond it.
-    others = (n_rows * n_columns - 1).clamp(min=1)
-    drawn = draw(0, 1 << 30) % others
+    drawn = draw((n_rows * n_columns - 1).clamp(min=1))
     drawn = drawn + (drawn >= own)
     return low_row + drawn // n_columns, low_column + drawn % n_columns

@@ -102,6 +102,22 @@ def test_what_it_reaches_is_bounded(pair: Any) -> None:
             assert network.reach_px / 3 < far <= network.reach_px
 
 
+def test_the_bound_holds_for_every_pixel_of_a_cell(pair: Any) -> None:
+    """Weights above 0 let through all that layers can: nothing cancels, nothing is cut off."""
+    network = random_network(pair[0]).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.fill_(0.01 if parameter.ndim > 1 else 0)
+    farthest = []
+    for place in range(64, 64 + network.stride):
+        image = torch.zeros(1, 1, 128, 16).double()
+        image[0, 0, place, 8] = 1e9
+        with torch.inference_mode():
+            rows = np.nonzero(network(image)[0, 0].any(dim=1).numpy())[0]
+        farthest.append(int(np.abs(rows - place).max()))
+    assert network.reach_px - 2 <= max(farthest) <= network.reach_px
+
+
 def test_arrays_make_the_same_network(pair: Any) -> None:
     draw, build = pair
     network = random_network(draw)
@@ -115,6 +131,49 @@ def test_arrays_make_the_same_network(pair: Any) -> None:
     del arrays["decoder.head.bias"]
     with pytest.raises(RuntimeError, match="Missing key"):
         build(arrays)
+
+
+def test_what_is_made_of_arrays_has_their_widths_and_is_ready(pair: Any) -> None:
+    draw, build = pair
+    made = build(state_arrays(draw(0, (3, 5))))
+    assert made.stride == 4
+    assert not made.training
+    weight = made.encoder.down[0].weight
+    assert weight.shape[:2] == (5, 3)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert build_variational(state_arrays(draw_variational(0, WIDTHS, latent=3))).decode(
+        torch.zeros(1, 3, 2, 2)
+    ).shape == (1, 1, 16, 16)
+
+
+def test_one_network_is_not_made_of_another() -> None:
+    with pytest.raises(KeyError):
+        build_variational(state_arrays(draw_encoder_decoder(0, WIDTHS)))
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        build_encoder_decoder(state_arrays(draw_variational(0, WIDTHS)))
+
+
+def test_it_learns(pair: Any) -> None:
+    """Blobs in noise as strong as they are, others than those of training."""
+    generator = torch.Generator().manual_seed(0)
+    place = torch.arange(16.0)
+
+    def blobs(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y, x = 4 + 8 * torch.rand(2, n, 1, 1, 1, generator=generator)
+        clean = 4 * torch.exp(-((place[:, None] - y) ** 2 + (place - x) ** 2) / 8)
+        return clean + torch.empty_like(clean).normal_(generator=generator), clean
+
+    network = pair[0](0, (8, 16))
+    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(150):
+        noisy, clean = blobs(32)
+        optimiser.zero_grad()
+        (network(noisy) - clean).square().mean().backward()
+        optimiser.step()
+    noisy, clean = blobs(200)
+    with torch.inference_mode():
+        error = float((network(noisy) - clean).square().mean())
+    assert error < 0.4 * float(clean.var())
 
 
 def test_divergence_is_that_of_normal_distributions() -> None:

@@ -31,6 +31,33 @@ def test_without_the_noise_of_the_image_they_would_not_be() -> None:
     assert float(torch.corrcoef(torch.stack([part.flatten() for part in pair]))[0, 1]) < -0.99
 
 
+def best_factor(given: torch.Tensor, target: torch.Tensor) -> float:
+    """Of an image, to come as near to another as it can."""
+    return float((given * target).sum() / given.square().sum())
+
+
+def noisy_waves() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of a smooth signal, and the signal."""
+    signal = 2 * torch.sin(torch.arange(400.0) / 20).expand(4, 1, 400, 400)
+    return signal + torch.empty(4, 1, 400, 400).normal_(generator=seeded(1)), signal
+
+
+def test_what_suits_the_other_of_a_pair_suits_the_clean_image() -> None:
+    noisy, signal = noisy_waves()
+    given, target = recorrupt(noisy, seeded())
+    assert best_factor(given, target) == pytest.approx(best_factor(given, signal), abs=0.01)
+    assert best_factor(given, noisy) > best_factor(given, signal) + 0.2
+
+
+def test_what_suits_hidden_pixels_suits_the_clean_image() -> None:
+    noisy, signal = noisy_waves()
+    given, hidden = hide_pixels(noisy, seeded(), share=0.1)
+    found = best_factor(given[hidden], noisy[hidden])
+    assert found == pytest.approx(best_factor(given[hidden], signal[hidden]), abs=0.02)
+    # Pixels that are seen would be left as they are.
+    assert found < 0.8
+
+
 def test_a_pair_follows_its_generator() -> None:
     noisy = torch.randn(1, 1, 8, 8)
     first, again, other = (recorrupt(noisy, seeded(seed)) for seed in (1, 1, 2))
@@ -76,6 +103,16 @@ def test_one_pixel_of_each_square_is_hidden(share: float) -> None:
         hide_pixels(torch.zeros(1, 1, 8, 8), seeded(k), share=1 / 64)[1].long() for k in range(500)
     )
     assert int((places > 0).sum()) == 64
+
+
+def test_any_pixel_of_a_square_that_the_border_cuts_is_as_likely() -> None:
+    images = torch.zeros(20000, 1, 1, 13)
+    _, hidden = hide_pixels(images, seeded(), share=1 / 64)
+    times = hidden.double().mean(dim=(0, 1, 2))
+    for part in (times[:8], times[8:]):
+        chance = 1 / len(part)
+        deviation = (chance * (1 - chance) / len(images)) ** 0.5
+        assert float((part - chance).abs().max()) < 4.5 * deviation
 
 
 def test_what_is_hidden_follows_the_generator() -> None:
