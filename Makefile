@@ -36,8 +36,9 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Tests that run side by side share the cores: a thread each.
 test: lint
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 
 bench: .venv/installed-dev
 	$(BIN)/python benchmarks/overhead.py

@@ -132,6 +132,15 @@ Precision = Annotated[
         rich_help_panel=EFFORT,
     ),
 ]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Processes that share each batch (default: one for each card, or one).",
+        rich_help_panel=EFFORT,
+        show_default=False,
+    ),
+]
 Log = Annotated[
     Path | None,
     typer.Option(

@@ -25,7 +25,6 @@ from emdask.kernels.torch_arrays import (
     NamedArrays,
     fill_network,
     kept_network,
-    precision_of,
     repeatable,
     to_library,
     torch_for,
@@ -33,7 +32,7 @@ from emdask.kernels.torch_arrays import (
 )
 from emdask.kernels.unit_noise import denoise_at_unit_noise
 
-__all__ = ["UNet", "apply_network", "build_unet", "draw_unet", "state_arrays"]
+__all__ = ["UNet", "apply_network", "build_unet", "draw_unet", "state_arrays", "where_finite"]
 
 Array = npt.NDArray[Any]
 
@@ -227,7 +226,7 @@ def apply_network(
     -------
     (n, h, w) float32
         Of the images' library. In 32 bits on the CPU, image by image by one thread; on a card in 16
-        bits.
+        bits, but for images that these do not hold.
 
     Raises
     ------
@@ -255,11 +254,46 @@ def _apply(
         step = _at_once(xp, size, tile_px)
         for start in range(0, len(images), step):
             given = _pad(tensor[start : start + step], size, step)
-            with precision_of(tensor.device):
-                found = _by_tiles(network, given[:, None], tile_px)[:, 0, :height, :width]
+            found = _denoise(network, given[:, None], tile_px)[:, 0, :height, :width]
             some = result[start : start + step]
             some[...] = to_library(found[: len(some)].contiguous(), images)
     return result
+
+
+def _denoise(network: TiledNetwork, images: torch.Tensor, tile_px: int) -> torch.Tensor:
+    """Apply a network to images whose edges are multiples of its stride; on a card in 16 bits."""
+
+    def apply() -> torch.Tensor:
+        return _by_tiles(network, images, tile_px)
+
+    if images.device.type == "cpu":
+        return apply()
+    # Of the two kinds that which has three more bits for what is after the point.
+    with torch.autocast(images.device.type, dtype=torch.float16):
+        short = apply()
+    return where_finite(short, apply)
+
+
+def where_finite(short: torch.Tensor, apply: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Take images that 16 bits could not hold from a computation in 32 bits.
+
+    Parameters
+    ----------
+    short
+        Images, (n, ...).
+    apply
+        Returns the same in 32 bits; called where it is needed.
+
+    Examples
+    --------
+    >>> short = torch.tensor([[1.0, 2.0], [3.0, torch.inf]])
+    >>> where_finite(short, lambda: torch.full((2, 2), 7.0)).tolist()
+    [[1.0, 2.0], [7.0, 7.0]]
+    """
+    fits = short.isfinite().flatten(1).all(dim=1)
+    if bool(fits.all()):
+        return short
+    return torch.where(fits.view(-1, *[1] * (short.ndim - 1)), short, apply())
 
 
 def _at_once(xp: Any, size: Sequence[int], tile_px: int) -> int:
