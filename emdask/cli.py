@@ -213,7 +213,7 @@ def info(
     pixel_size_A: PixelSize = None,
     project_folder: ProjectFolder = None,
 ) -> None:
-    """Say what a stack, a volume or a model holds: shape, pixel size, CTF, poses, history."""
+    """Say what a stack, a volume, a model or a network holds: shape, pixel size, CTF, history."""
     from emdask.commands import show_info
     from emdask.jobs import Source
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from emdask.io import (
     save_model,
     save_stack,
 )
+from emdask.io.weights import open_weights
 from emdask.jobs import IMAGES_SHOWN, PREVIEW_SUFFIXES, Source, Workers, check_picture_path, reopen
 from emdask.kernels.ctf import apply_ctf
 from emdask.method import (
@@ -62,7 +64,7 @@ FAMILIES = {
 
 
 def show_info(source: Source, report: Path | None = None) -> None:
-    """Print what a stack is, without reading more than its first images, or a volume or a model.
+    """Print what a stack is, without reading more than its first images, or what else a file is.
 
     Parameters
     ----------
@@ -75,7 +77,12 @@ def show_info(source: Source, report: Path | None = None) -> None:
         show_model(source.paths[0], report)
         return
     remedy = "Make one with: emdask denoise IN OUT --method NAME --save-model MODEL.zarr"
+    if source.is_weights:
+        remedy = "Of a training emdask train-denoiser --report writes one."
     require(report is None, "--report", "shows what a method has learnt", source.paths[0], remedy)
+    if source.is_weights:
+        show_weights(source.paths[0])
+        return
     if source.is_volume:
         known = open_volume(source.paths[0], pixel_size_A=source.pixel_size_A)
         say_table((), _volume_rows(known, source.paths[0]))
@@ -128,6 +135,32 @@ def show_model(path: str, report: Path | None = None) -> None:
         title = f"Model: {model.attrs['method']}"
         write_model(report, model, title=title, about=rows)
         say(f"report -> {report}")
+
+
+def show_weights(path: str) -> None:
+    """Print what the weights of a network are of, and how they were made.
+
+    Parameters
+    ----------
+    path
+        What `emdask.io.weights.save_weights` wrote.
+    """
+    weights = open_weights(path)
+    n_numbers = sum(array.size for array in weights.arrays.values())
+    types = ", ".join(sorted({str(array.dtype) for array in weights.arrays.values()}))
+    told = dict(weights.about)
+    rows = [
+        ("file", path),
+        ("size", f"{bytes_text(weights.n_bytes)}: {n_numbers:,} numbers, {types}"),
+        ("network of", told.pop("method", "no method that it names")),
+    ]
+    curve = json.loads(told.pop("curve", "[]"))
+    rows += sorted(told.items())
+    say_table((), rows)
+    if curve:
+        say()
+        header = tuple(name.replace("_", " ") for name in curve[0])
+        say_table(header, [tuple(f"{value:.5g}" for value in row.values()) for row in curve])
 
 
 def _model_rows(model: xr.Dataset, path: str) -> list[tuple[str, ...]]:

@@ -22,6 +22,7 @@ from emdask.console import connect_quietly
 from emdask.io import open_stack
 from emdask.io.models import SUFFIX, is_model
 from emdask.io.volumes import holds_volume
+from emdask.io.weights import SUFFIX as WEIGHTS
 
 PREVIEW_SUFFIXES = (".png", ".pdf", ".svg")
 MICROGRAPHS_STAR = "micrographs.star"
@@ -123,6 +124,11 @@ class Source:
         """Whether it is what a method has learnt, where nobody said that it is a stack."""
         is_group = self._may_be_other and Path(self.paths[0]).suffix == SUFFIX
         return is_group and is_model(self.paths[0])
+
+    @property
+    def is_weights(self) -> bool:
+        """Whether it is the weights of a network."""
+        return self._may_be_other and Path(self.paths[0]).suffix == WEIGHTS
 
     @property
     def _may_be_other(self) -> bool:

@@ -130,6 +130,7 @@ def picture_images(
     clean: npt.NDArray[Any] | None = None,
     *,
     blurred: npt.NDArray[Any] | None = None,
+    truth: str = "the truth, which the denoiser never saw",
 ) -> list[Picture]:
     """Picture images before and after, the truth where it is known, and what was taken away.
 
@@ -141,6 +142,8 @@ def picture_images(
     blurred : array, shape (n, h, w)
         Where a CTF was corrected: the denoised images with it, which the noisy ones are to be
         compared with.
+    truth
+        Caption of the clean ones.
 
     Returns
     -------
@@ -160,7 +163,7 @@ def picture_images(
     captions = {
         "Noisy": "as recorded",
         "Denoised": "" if blurred is None else "without the CTF",
-        "Clean": "the truth, which the denoiser never saw",
+        "Clean": truth,
         "Residual": f"noisy − {taken}: should look like noise, without particles",
     }
     if clean is not None:

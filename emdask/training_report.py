@@ -17,6 +17,7 @@ from emdask.report import Section, Table, environment_text, picture_images, writ
 
 # Shown as a table of its own.
 CURVE = "curve"
+TRUTH = "the truth, which it learnt from"
 
 
 def write_training(
@@ -59,7 +60,9 @@ def write_training(
         Section(
             title="Images",
             text="Of the stack that it learnt from: how it does on others, compare tells.",
-            pictures=picture_images(noisy, denoised, clean),
+            pictures=picture_images(
+                noisy, denoised, clean, truth="the truth, which it learnt from"
+            ),
         ),
         Section(
             title="Curves",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ from emdask.ctf_correctors import phase_flip
 from emdask.denoisers.bm3d import METHOD
 from emdask.errors import EmdaskError
 from emdask.io import open_stack, save_model, save_stack
+from emdask.io.weights import Weights, save_weights
 from emdask.method import find_homes
 from emdask.options import parse_value
 from emdask.simulators.demo_images import demo_particles
@@ -337,6 +339,31 @@ def test_info_of_a_model_of_a_method_that_is_not_here(tmp_path):
     code, out, err = call("info", tmp_path / "m.zarr")
     assert (code, err) == (0, "")
     assert "scale 2, atom 10, pixel 16" in out
+
+
+def test_info_says_what_weights_are(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    row = {"epoch": 1, "step": 3, "learning_rate": 2e-3, "training_loss": -1.5}
+    about = {"method": "unet", "licence": "CC0", "curve": json.dumps([row, row | {"epoch": 2}])}
+    arrays = {"a": np.zeros((3, 500), np.float16), "b": np.zeros(7, np.float32)}
+    save_weights(Weights(arrays, about), path)
+    code, out, err = call("info", path)
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines() if line.strip()]
+    assert lines[1:4] == [
+        "size 3.03 kB: 1,507 numbers, float16, float32",
+        "network of unet",
+        "licence CC0",
+    ]
+    assert lines[-3:] == [
+        "epoch step learning rate training loss",
+        "1 3 0.002 -1.5",
+        "2 3 0.002 -1.5",
+    ]
+    refused = call("info", path, "--report", tmp_path / "m.html")
+    assert_refused(refused, "--report: shows what a method has learnt", "emdask train-denoiser")
+    path.write_bytes(b"no weights at all")
+    assert_refused(call("info", path), "must be a safetensors file", "save_weights()")
 
 
 def test_the_page_of_info_is_that_of_a_model(stack_path, tmp_path):

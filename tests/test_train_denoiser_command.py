@@ -73,7 +73,8 @@ def test_what_is_learnt_is_kept_and_serves(
     assert len((folder / "log.csv").read_text().splitlines()) == 3
     page = (folder / "page.html").read_text()
     assert f"<h1>Training of {method}</h1>" in page
-    assert ("Clean" in page) == (method == "unet")
+    assert ("Clean" in page) == ("the truth, which it learnt from" in page) == (method == "unet")
+    assert "never saw" not in page
     words = command.replace("NOISY", "noisy.mrcs").split()[1:]
     code, _, errors = command_line.call(*words)
     assert (code, errors) == (0, "")
