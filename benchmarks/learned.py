@@ -38,7 +38,7 @@ from tables import describe_machine, table, write_lines
 import emdask
 from emdask.io.weights import Weights, open_weights, save_weights
 from emdask.kernels.ctf import apply_ctf, ctf_2d
-from emdask.metrics import frc, ssim
+from emdask.metrics import frc, mse, psnr, ssim
 from emdask.stack import build_stack
 
 Array = npt.NDArray[Any]
@@ -154,11 +154,12 @@ class Figures:
     @classmethod
     def of(cls, found: Array, clean: Array) -> Figures:
         """Judge some images."""
-        low, high = (part(clean, axis=(1, 2), keepdims=True) for part in (np.min, np.max))
-        errors = np.square((found - clean) / (high - low)).mean(axis=(1, 2))
-        alike = ssim((found - low) / (high - low), (clean - low) / (high - low), data_range=1.0)
-        decibels = float(np.mean(-10 * np.log10(errors)))
-        return cls(mse=float(errors.mean()), psnr=decibels, ssim=float(np.mean(alike)))
+        errors = mse(found, clean) / np.ptp(clean, axis=(1, 2)) ** 2
+        return cls(
+            mse=float(errors.mean()),
+            psnr=float(psnr(found, clean).mean()),
+            ssim=float(ssim(found, clean).mean()),
+        )
 
     @property
     def cell(self) -> str:
@@ -245,13 +246,18 @@ def one_kind(folder: Path, work: Path, name: str, quick: bool) -> Iterator[str]:
 
 def judge_cwf(sample: Sample, clean: Array, noisy: Sequence[Array]) -> Iterator[str]:
     """Cells of CWF, which learns from the noisy images of each SNR."""
-    options = {} if sample.defocus_A is None else {"ctf": "keep"}
     for i, images in enumerate(noisy):
         learnt = add_noise(sample.images[sample.learnt], SNRS[i], i)
-        model = emdask.learn_denoiser(sample.stack(learnt, sample.learnt), "cwf").compute()
-        stack = sample.stack(images, sample.judged)
-        found = emdask.denoise(stack, "cwf", model=model, **options)
-        yield Figures.of(found.values, clean).cell
+        stacks = (sample.stack(images, sample.judged), sample.stack(learnt, sample.learnt))
+        yield Figures.of(denoise_cwf(*stacks, with_ctf=sample.defocus_A is not None), clean).cell
+
+
+def denoise_cwf(stack: Any, learnt: Any, *, with_ctf: bool) -> Array:
+    """Denoise images by what others tell; their CTFs stay, as they do in the clean ones."""
+    model = emdask.learn_denoiser(learnt, "cwf").compute()
+    options = {"ctf": "keep"} if with_ctf else {}
+    found: Array = emdask.denoise(stack, "cwf", model=model, **options).values
+    return found
 
 
 # --- Structures never seen ------------------------------------------------------------------------
@@ -260,8 +266,16 @@ def judge_cwf(sample: Sample, clean: Array, noisy: Sequence[Array]) -> Iterator[
 def unseen(maps: Sequence[Path], quick: bool) -> Iterator[str]:
     """Print PSNR of the U-net that ships on structures that it has not seen."""
     n, n_judged = (16, 4) if quick else (1000, 100)
-    methods = ("gaussian", "ksvd", "ddtf", "bm3d")
-    head = ["PSNR, dB", "CTF", "SNR", *methods, f"cwf of {n_judged}", f"cwf of {n}", "unet", "gain"]
+    head = [
+        "PSNR, dB",
+        "CTF",
+        "SNR",
+        *CLASSICAL,
+        f"cwf of {n_judged}",
+        f"cwf of {n}",
+        "unet",
+        "gain",
+    ]
     rows = []
     for path in maps:
         for ctf in (None, {"defocus_A": DEFOCI_A}):
@@ -269,12 +283,11 @@ def unseen(maps: Sequence[Path], quick: bool) -> Iterator[str]:
                 made = emdask.simulate(path, n, snr=snr, ctf=ctf, seed=5)
                 images, clean = made.images.load(), made.clean[:n_judged].values
                 judged = images[:n_judged]
-                found = [emdask.denoise(judged, method).values for method in methods]
-                keep = {} if ctf is None else {"ctf": "keep"}
-                for learnt in (judged, images):
-                    model = emdask.learn_denoiser(learnt, "cwf").compute()
-                    found.append(emdask.denoise(judged, "cwf", model=model, **keep).values)
-                found.append(emdask.denoise(judged, "unet").values)
+                found = [
+                    *(emdask.denoise(judged, method).values for method in CLASSICAL),
+                    *(denoise_cwf(judged, one, with_ctf=bool(ctf)) for one in (judged, images)),
+                    emdask.denoise(judged, "unet").values,
+                ]
                 values = [Figures.of(one, clean).psnr for one in found]
                 cells = [f"{value:.2f}" for value in values]
                 told = [Path(path).name, "yes" if ctf else "no", f"{snr:g}"]

@@ -248,11 +248,10 @@ def train_denoiser(
         either_contrast=either_contrast,
         bad_pixels=bad_pixels,
     )
-    batches = Batches(parts, drawing, where)
     default_rate = LEARNING_RATE if start is None else FINE_TUNING_RATE
     schedule = Schedule(
         epochs=epochs,
-        n_steps=batches.n_steps,
+        n_steps=Batches(parts, drawing).n_steps,
         patience=patience,
         learning_rate=default_rate if learning_rate is None else learning_rate,
     )

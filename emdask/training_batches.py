@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emdask.backend import array_namespace, run_on, to_device
+from emdask.blocks_cuda import working_bytes
 from emdask.checks import sentence
 from emdask.errors import StackError
 from emdask.kernels.batch import Batch
@@ -408,8 +409,8 @@ class Batches:
 
     def _make_noisy(self, clean: Array, seeds: Sequence[Sequence[int]]) -> Batch:
         """Scale clean pieces by a ratio of signal to noise, and add noise; both at unit noise."""
-        n_bytes = 16 * 8 * clean.size
         what = f"a batch of {len(clean)} images to learn from"
+        n_bytes = working_bytes(clean.shape)
         return run_on(self.device, self._add_noise, clean, seeds, n_bytes=n_bytes, what=what)
 
     def _add_noise(self, clean: Array, seeds: Sequence[Sequence[int]]) -> Batch:

@@ -60,9 +60,7 @@ def write_training(
         Section(
             title="Images",
             text="Of the stack that it learnt from: how it does on others, compare tells.",
-            pictures=picture_images(
-                noisy, denoised, clean, truth="the truth, which it learnt from"
-            ),
+            pictures=picture_images(noisy, denoised, clean, truth=TRUTH),
         ),
         Section(
             title="Curves",

@@ -74,7 +74,6 @@ class AdversarialTraining(DenoiserTraining):
         self._optimiser_of_discriminator = torch.optim.AdamW(
             self._discriminator.parameters(), betas=MOMENTA
         )
-
         self._losses_of_discriminator: nn.Module = Losses(
             self._discriminator, self._loss_of_discriminator
         )

@@ -125,8 +125,7 @@ class DenoiserTraining:
         self.network = network.to(self._device).train()
         self._mean = copy.deepcopy(network).eval()
         self._optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
-        self._alone = Losses(network, self._loss)
-        self._losses: nn.Module = self._alone
+        self._losses: nn.Module = Losses(network, self._loss)
         self._rank = 0
         self.n_done = 0
 
@@ -148,7 +147,7 @@ class DenoiserTraining:
 
     def agree(self, value: float) -> float:
         """Return what the first of the processes that learn together has found."""
-        if self._losses is self._alone:
+        if isinstance(self._losses, Losses):
             return value
         told = [value]
         torch.distributed.broadcast_object_list(told, src=0)
