@@ -119,6 +119,10 @@ def _enter(
         told.put(error)
     finally:
         distributed.destroy_process_group()
+    told.close()
+    told.join_thread()
+    # Threads of the group outlive it; now and then they abort an interpreter that ends.
+    os._exit(0)
 
 
 def _teller(rank: int, told: Any) -> Progress:
